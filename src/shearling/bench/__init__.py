@@ -1,0 +1,1 @@
+"""This machine's ceilings, our share of them, and peers side by side."""

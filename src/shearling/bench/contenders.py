@@ -1,0 +1,87 @@
+"""Training steps side by side: ours and those of other libraries, same shape, batch, dtype policy and optimizer.
+
+Everyone keeps fp32 master weights, computes in bf16, clips at 1.0 and updates with PyTorch's fused AdamW.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from shearling.data.stream import Batch
+from shearling.errors import UserError
+from shearling.models.spec import ModelSpec
+from shearling.training.spec import ExperimentSpec
+from shearling.training.state import build_state
+from shearling.training.step import train_step
+
+Step = Callable[[torch.Tensor], float]
+"""Trains on tokens (B, T + 1) once and gives back the loss before the step, in nats."""
+
+
+def shearling(spec: ModelSpec, compile_model: bool) -> Step:
+    """Our own step, the very one that `train` takes."""
+    state = None
+
+    def step(tokens: torch.Tensor) -> float:
+        nonlocal state
+        sequences, length = tokens.size(0), tokens.size(1) - 1
+        config = ExperimentSpec.model_validate(
+            {
+                "name": "bench",
+                "output_dir": "unused",
+                "model": spec.model_dump(),
+                "data": {"path": "unused", "seq_len": length},
+                "training": {"steps": 1, "tokens_per_update": sequences * length, "micro_batch": sequences},
+            }
+        )
+        state = state or build_state(config, torch.device("cpu"), compile_model)
+        loss, _ = train_step(state, Batch(tokens.numpy()), config, rate=1e-3)
+        return loss
+
+    return step
+
+
+def transformers(spec: ModelSpec, compile_model: bool) -> Step:
+    """Hugging Face's LlamaForCausalLM under autocast, with PyTorch's fused attention."""
+    try:
+        from transformers import LlamaConfig, LlamaForCausalLM
+    except ImportError:
+        raise UserError("bench: transformers is not installed: pip install 'shearling[bench]'") from None
+
+    model = LlamaForCausalLM(llama_config(spec, LlamaConfig))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    forward = torch.compile(model) if compile_model else model
+
+    def step(tokens: torch.Tensor) -> float:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = forward(input_ids=tokens[:, :-1], labels=tokens[:, :-1]).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(loss)
+
+    return step
+
+
+def llama_config(spec: ModelSpec, kind: type) -> Any:
+    """A transformers LlamaConfig (`kind`) of the shape `spec`."""
+    return kind(
+        vocab_size=spec.vocab_size,
+        hidden_size=spec.d_model,
+        intermediate_size=spec.intermediate_size,
+        num_hidden_layers=spec.n_layers,
+        num_attention_heads=spec.n_heads,
+        num_key_value_heads=spec.kv_heads,
+        max_position_embeddings=spec.max_seq_len,
+        rms_norm_eps=spec.norm.eps,
+        rope_theta=spec.position.theta,
+        tie_word_embeddings=spec.tie_embeddings,
+        attention_bias=spec.attention_bias,
+        use_cache=False,
+        attn_implementation="sdpa",
+    )
+
+
+CONTENDERS: dict[str, Callable[[ModelSpec, bool], Step]] = {"shearling": shearling, "transformers": transformers}

@@ -1,0 +1,46 @@
+"""One contender in a process of its own: `python -m shearling.bench.worker`, driven line by line on standard input.
+
+Reads a JSON line that says what to build, answers {"ready": …} once warm; then for each line `N` trains N steps and
+answers {"seconds": …, "loss": …, "peak_bytes": …}.
+"""
+
+import json
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+
+from shearling.bench.contenders import CONTENDERS
+from shearling.models.spec import ModelSpec
+
+WARMUP_STEPS = 2
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    order: dict[str, Any] = json.loads(sys.stdin.readline())
+    torch.set_num_threads(order["threads"])
+    spec = ModelSpec.model_validate(order["model"])
+    step = CONTENDERS[order["contender"]](spec, order["compile"])
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(spec.vocab_size, (order["batch"], order["seq_len"] + 1), generator=generator)
+    began = time.perf_counter()
+    for _ in range(WARMUP_STEPS):
+        step(tokens)
+    _answer(ready=time.perf_counter() - began)
+    for line in sys.stdin:
+        began = time.perf_counter()
+        for _ in range(int(line)):
+            loss = step(tokens)
+        seconds = time.perf_counter() - began
+        _answer(seconds=seconds, loss=loss, peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def _answer(**figures: float) -> None:
+    print(json.dumps(figures), flush=True)
+
+
+if __name__ == "__main__":
+    main()

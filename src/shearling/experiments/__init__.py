@@ -1,0 +1,1 @@
+"""Experiments seen as a whole: what a config means, before and after it runs."""

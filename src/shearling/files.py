@@ -1,0 +1,40 @@
+"""Files that are whole or absent, and their checksums."""
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's content, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Bring a file's content, or a folder's entries, from the system's cache to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Replace `path` by `content` in one step: a reader, or a crash, sees the old file or the new one.
+
+    Raises:
+        OSError: the disk is full or failing; the old file stays.
+    """
+    draft = path.with_name(f".draft_{path.name}")
+    try:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        flush(draft)
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+    flush(path.parent)

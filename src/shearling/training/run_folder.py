@@ -1,0 +1,119 @@
+"""The run folder: everything that comes of an experiment, in one place.
+
+experiment_config.yaml, provenance.json, metrics.jsonl, results.json, logs/, model/, tokenizer/
+"""
+
+import fcntl
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from shearling.errors import UserError
+from shearling.files import write_atomically
+
+PACKAGES = ("shearling", "torch", "numpy", "safetensors", "sentencepiece", "tokenizers", "pydantic", "omegaconf")
+
+
+class RunFolder:
+    """Paths of a run folder, and what is written there besides checkpoints."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "experiment_config.yaml"
+        self.provenance = path / "provenance.json"
+        self.metrics = path / "metrics.jsonl"
+        self.results = path / "results.json"
+        self.log = path / "logs" / "train.log"
+        self.checkpoints = path / "model"
+        self.tokenizer = path / "tokenizer"
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run has been started here."""
+        return self.config.exists()
+
+    def create(self, config_yaml: str, provenance: dict[str, Any], tokenizer: Path) -> None:
+        """Begin a run: its config, where it comes from, its tokenizer. The config comes last and marks it as begun."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.log.parent.mkdir(exist_ok=True)
+        shutil.copytree(tokenizer, self.tokenizer, dirs_exist_ok=True)
+        write_json(self.provenance, provenance)
+        write_atomically(self.config, config_yaml)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against other processes.
+
+        Raises:
+            UserError: another process trains here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{self.path}: another process is training here: wait for it, or choose another output_dir"
+                ) from None
+            yield
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop the lines of metrics.jsonl behind `step`: the steps that a resumed run takes again."""
+        if not self.metrics.exists():
+            return
+        kept = [line for line in self.read_metrics() if line["step"] <= step]
+        write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All whole lines of metrics.jsonl; a last line that a crash cut short is left out."""
+        lines = self.metrics.read_text().split("\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` by `value` as indented JSON."""
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`.
+
+    Raises:
+        UserError: the file is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
+
+
+def provenance(device: str, hashes: dict[str, str]) -> dict[str, Any]:
+    """Where a run comes from: code, packages, machine, command line and data."""
+    return {
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "device": device,
+        "command_line": sys.argv,
+        "hashes": hashes,
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the source tree that this package runs from, marked where it has changes; None outside of git."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    here = Path(__file__).parent
+    described = subprocess.run(
+        [git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], cwd=here, capture_output=True, text=True
+    )
+    return described.stdout.strip() or None

@@ -1,0 +1,103 @@
+"""The options of a training run, and the experiment that nests model, data and training. Imports no torch."""
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from shearling.config import HARMLESS, Spec
+from shearling.data.spec import DataSpec
+from shearling.models.spec import ModelSpec
+
+
+class AdamWSpec(Spec):
+    """AdamW (arXiv 1711.05101); decay acts on matrices only."""
+
+    kind: Literal["adamw"] = "adamw"
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="decay of the first and second moment")
+    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
+    weight_decay: float = Field(0.1, ge=0, description="decoupled decay of matrices; norms and biases have none")
+
+    @model_validator(mode="after")
+    def _betas_in_range(self) -> "AdamWSpec":
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas {list(self.betas)} must lie in [0, 1)")
+        return self
+
+
+class CosineSpec(Spec):
+    """Linear warm-up, then half a cosine from the peak to a floor (arXiv 1608.03983)."""
+
+    kind: Literal["cosine"] = "cosine"
+    warmup_steps: int = Field(100, ge=0, description="optimizer steps from zero to the peak")
+    min_ratio: float = Field(0.1, ge=0, le=1, description="floor of the learning rate, as a share of its peak")
+
+
+class TrainingSpec(Spec):
+    """How a model is trained. Exactly one of steps, tokens, flops and minutes ends the run."""
+
+    exclusive: ClassVar[tuple[tuple[str, ...], ...]] = (("steps", "tokens", "flops", "minutes"),)
+
+    steps: int | None = Field(None, gt=0, description="horizon: optimizer steps")
+    tokens: float | None = Field(None, gt=0, description="horizon: training tokens")
+    flops: float | None = Field(None, gt=0, description="horizon: training FLOPs")
+    minutes: float | None = Field(None, gt=0, description="horizon: wall-clock minutes, evaluation included")
+    tokens_per_update: int = Field(65_536, gt=0, description="tokens that one optimizer step averages over")
+    micro_batch: int = Field(16, gt=0, description="sequences per forward pass; the rest is accumulated")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="arithmetic of the branches; masters stay fp32")
+    clip: float | None = Field(1.0, gt=0, description="largest global norm of the gradient; null: none")
+    optimizer: AdamWSpec = Field(default_factory=AdamWSpec)
+    schedule: CosineSpec = Field(default_factory=CosineSpec)
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="torch.compile of each block; auto: on a GPU with a C++ compiler"
+    )
+    checkpoint_activations: bool = Field(False, description="recompute each block's activations in the backward pass")
+    evaluate_every: int | None = Field(200, gt=0, description="steps between evaluations; null: at both ends only")
+    save_every: int | None = Field(
+        500, gt=0, description="steps between checkpoints; null: at the end only", json_schema_extra=HARMLESS
+    )
+    keep_last: int = Field(2, gt=0, description="checkpoints kept besides the best", json_schema_extra=HARMLESS)
+    log_every: int = Field(1, gt=0, description="steps between lines of metrics.jsonl", json_schema_extra=HARMLESS)
+    max_skipped: int = Field(10, gt=0, description="non-finite steps in a row after which the run stops")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: a GPU where there is one", json_schema_extra=HARMLESS
+    )
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        (), description="where metrics go besides metrics.jsonl", json_schema_extra=HARMLESS
+    )
+
+    @model_validator(mode="after")
+    def _one_horizon(self) -> "TrainingSpec":
+        given = [name for name in self.exclusive[0] if getattr(self, name) is not None]
+        if not given:
+            raise ValueError("one of steps, tokens, flops, minutes must say when the run ends")
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are both given: keep one")
+        return self
+
+
+class ExperimentSpec(Spec):
+    """One experiment: what is trained, on what, how, and where the result goes."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the experiment", json_schema_extra=HARMLESS
+    )
+    output_dir: Path = Field(description="run folder", json_schema_extra=HARMLESS)
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of initialization, data order and dropout")
+    model: ModelSpec = Field(default_factory=ModelSpec)
+    data: DataSpec
+    training: TrainingSpec
+
+    @model_validator(mode="after")
+    def _sequence_fits(self) -> "ExperimentSpec":
+        if self.data.seq_len > self.model.max_seq_len:
+            raise ValueError(
+                f"data.seq_len {self.data.seq_len} is longer than model.max_seq_len {self.model.max_seq_len}"
+            )
+        if self.training.tokens_per_update % self.data.seq_len:
+            raise ValueError(
+                f"training.tokens_per_update {self.training.tokens_per_update} is not a multiple of "
+                f"data.seq_len {self.data.seq_len}"
+            )
+        return self

@@ -1,0 +1,119 @@
+"""What changes while a model trains, and its way into a checkpoint and back."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from shearling.errors import UserError
+from shearling.models.transformer import Transformer
+from shearling.training.checkpoints import Checkpoint
+from shearling.training.device import DTYPES
+from shearling.training.optimizers import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from shearling.training.spec import ExperimentSpec
+
+
+@dataclass
+class Evaluation:
+    """Figures of one evaluation: token-mean loss in nats, and what follows from it."""
+
+    step: int
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+
+
+@dataclass
+class Progress:
+    """How far a run has come; all of it goes into `state.json`.
+
+    Attributes:
+        step: optimizer steps taken, skipped ones included. With the seed it determines data order and dropout.
+        tokens: tokens trained on.
+        seconds: wall-clock time spent so far, evaluation and checkpoints included.
+        skipped: steps skipped because the loss or gradient was not finite; `skipped_in_a_row` of them just now.
+        first, last, best: evaluations.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    first: Evaluation | None = None
+    last: Evaluation | None = None
+    best: Evaluation | None = None
+
+    def note(self, evaluation: Evaluation) -> bool:
+        """Record an evaluation; whether it is the best so far."""
+        self.first = self.first or evaluation
+        self.last = evaluation
+        if self.best is None or evaluation.loss < self.best.loss:
+            self.best = evaluation
+            return True
+        return False
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Progress":
+        """The inverse of `dataclasses.asdict`."""
+        evaluations = {key: value[key] and Evaluation(**value[key]) for key in ("first", "last", "best")}
+        return cls(**{**value, **evaluations})
+
+
+@dataclass
+class TrainState:
+    """A model, its optimizer, and how far they have come."""
+
+    model: Transformer
+    optimizer: torch.optim.Optimizer
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.embed.weight.device
+
+
+def build_state(config: ExperimentSpec, device: torch.device, compile_blocks: bool) -> TrainState:
+    """A fresh model and optimizer on `device`, at step 0."""
+    model = Transformer(config.model, config.seed).to(device)
+    model.dtype = DTYPES[config.training.precision]
+    model.checkpoint_activations = config.training.checkpoint_activations
+    if compile_blocks:
+        for layer in model.layers:
+            layer.compile()
+    return TrainState(model, build_optimizer(model, config.training.optimizer))
+
+
+def to_checkpoint(state: TrainState, extra: dict[str, Any]) -> Checkpoint:
+    """A view of the state for saving; `extra` is kept with the progress."""
+    from dataclasses import asdict
+
+    weights = {name: parameter.detach() for name, parameter in state.model.named_parameters()}
+    return Checkpoint(
+        weights, optimizer_tensors(state.model, state.optimizer), {"progress": asdict(state.progress), **extra}
+    )
+
+
+def restore(state: TrainState, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's weights, optimizer state and progress into `state`."""
+    load_weights(state.model, checkpoint.weights)
+    load_optimizer_tensors(state.model, state.optimizer, checkpoint.optimizer)
+    state.progress = Progress.from_json(checkpoint.state["progress"])
+
+
+def load_weights(model: Transformer, weights: dict[str, torch.Tensor]) -> None:
+    """Copy `weights` into the model.
+
+    Raises:
+        UserError: a name or shape is not the model's.
+    """
+    parameters = dict(model.named_parameters())
+    wrong = sorted(parameters.keys() ^ weights.keys()) or sorted(
+        name for name, parameter in parameters.items() if parameter.shape != weights[name].shape
+    )
+    if wrong:
+        raise UserError(f"the checkpoint's weights are not this model's: {', '.join(wrong[:3])} differ: check `model`")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])

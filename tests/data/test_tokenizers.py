@@ -1,0 +1,295 @@
+"""Tokenizers against the libraries and programs that they stand in for."""
+
+import json
+import struct
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shearling.data.tokenizers import HuggingFaceTokenizer, Tokenizer, load_tokenizer, train_tokenizer
+from shearling.errors import UserError
+
+TEXTS = [
+    "",
+    " ",
+    "Once upon a time,  there was\n\n\ta little Zoë 🐑.\r\n",
+    "def f(x):\n    return  x + 1234\n",
+    "<s> and </s> and <0x0A> and <unk>",
+    "\x00\x7f\u200b",
+]
+
+# U+2581 is SentencePiece's own sign for the space; UTF-8 cannot write surrogates.
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"))
+
+
+def test_decoding_gives_back_what_was_encoded(small_tokenizer: Tokenizer):
+    @given(texts)
+    def check(text: str) -> None:
+        assert small_tokenizer.decode(small_tokenizer.encode(text)) == text
+
+    check()
+
+
+def test_streaming_gives_out_the_decoded_text_and_never_half_a_character(small_tokenizer: Tokenizer):
+    @given(texts)
+    def check(text: str) -> None:
+        decoder = small_tokenizer.stream_decoder()
+        parts = [decoder.push(token) for token in small_tokenizer.encode(text)]
+        assert "".join(parts) == text
+        assert decoder.flush() == ""
+
+    check()
+
+
+def test_streaming_any_tokens_adds_up_to_their_decoding(small_tokenizer: Tokenizer):
+    @given(st.lists(st.integers(0, small_tokenizer.vocab_size - 1)))
+    def check(ids: list[int]) -> None:
+        decoder = small_tokenizer.stream_decoder()
+        streamed = "".join([*(decoder.push(token) for token in ids), decoder.flush()])
+        assert streamed == small_tokenizer.decode(ids)
+
+    check()
+
+
+def test_an_incomplete_character_comes_out_at_the_end_as_the_replacement_character(small_tokenizer: Tokenizer):
+    sheep = [3 + byte for byte in "🐑".encode()]
+    decoder = small_tokenizer.stream_decoder()
+    assert [decoder.push(token) for token in sheep] == ["", "", "", "🐑"]
+    assert [decoder.push(token) for token in sheep[:2]] == ["", ""]
+    assert decoder.flush() == "\ufffd"
+
+
+def test_the_trained_model_has_llamas_conventions(small_tokenizer: Tokenizer):
+    processor = sentencepiece.SentencePieceProcessor(model_proto=small_tokenizer.serialized)
+    assert [processor.unk_id(), processor.bos_id(), processor.eos_id(), processor.pad_id()] == [0, 1, 2, -1]
+    assert [processor.id_to_piece(3 + byte) for byte in range(256)] == [f"<0x{byte:02X}>" for byte in range(256)]
+    pieces = processor.encode("in 2034\nthe\n", out_type=str)
+    assert [piece for piece in pieces if piece.strip("▁").isdigit()] == ["2", "0", "3", "4"]
+    assert pieces.count("<0x0A>") == 2
+    assert pieces[0].startswith("▁")
+
+
+def test_indentation_becomes_one_token():
+    source = ["def f(x):\n    if x:\n        return x\n    return y\n"] * 50
+    tokenizer = train_tokenizer(source, 290)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.serialized)
+    assert "▁" * 4 in processor.encode("x\n    if", out_type=str)
+
+
+def test_training_twice_gives_the_same_model(documents: list[str], small_tokenizer: Tokenizer):
+    assert train_tokenizer(documents, 400).sha256 == small_tokenizer.sha256
+
+
+@pytest.mark.parametrize(("vocab_size", "mend"), [(100_000, "too large"), (10, "too small")])
+def test_an_impossible_vocabulary_size_names_the_possible_one(vocab_size: int, mend: str, documents: list[str]):
+    with pytest.raises(UserError, match=rf"--vocab-size {vocab_size} is {mend}.*at (most|least) \d+"):
+        train_tokenizer(documents[:20], vocab_size)
+
+
+def test_a_long_text_is_encoded_as_the_library_does_in_one_go(small_tokenizer: Tokenizer, documents: list[str]):
+    text = "\n".join(documents * 5)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=small_tokenizer.serialized)
+    assert len(text) > 1 << 17
+    assert small_tokenizer.encode(text) == processor.encode(text)
+    batch = small_tokenizer.encode_batch(["short", text, "", "end"])
+    assert [row.tolist() for row in batch] == processor.encode(["short", text, "", "end"])
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize("corpus", ["stories_valid", "stackexchange", "wiki"])
+def test_llama2c_binary_of_llama_2_encodes_and_decodes_as_its_model(assets: Path, corpus: str):
+    text = (assets / f"corpora/{corpus}.txt").read_text(encoding="utf-8")[:400_000]
+    model = sentencepiece.SentencePieceProcessor(model_file=str(assets / "tokenizers/llama2/tokenizer.model"))
+    binary = load_tokenizer(assets / "tokenizers/llama2/tokenizer.bin")
+    ids = binary.encode(text)
+    assert ids == model.encode(text)
+    assert binary.decode(ids) == model.decode(ids) == text
+    assert (binary.vocab_size, binary.bos_id, binary.eos_id) == (32000, 1, 2)
+
+
+def greedy_encode(binary: bytes, text: str) -> list[int]:
+    """llama2.c's `encode`, written from its description: the best-scored pair is merged until none is in the table."""
+    pieces: list[tuple[float, bytes]] = []
+    position = 4
+    while position < len(binary):
+        score, length = struct.unpack_from("<fi", binary, position)
+        pieces.append((score, binary[position + 8 : position + 8 + length]))
+        position += 8 + length
+    ids_of = {piece: i for i, (_, piece) in reversed(list(enumerate(pieces)))}
+    tokens: list[int] = []
+    for character in " " + text if text else "":
+        encoded = character.encode()
+        tokens += [ids_of[encoded]] if encoded in ids_of else [byte + 3 for byte in encoded]
+    while True:
+        joined = [ids_of.get(pieces[a][1] + pieces[b][1]) for a, b in pairwise(tokens)]
+        merges = [(-pieces[token][0], place, token) for place, token in enumerate(joined) if token is not None]
+        if not merges:
+            return tokens
+        _, place, token = min(merges)
+        tokens[place : place + 2] = [token]
+
+
+@pytest.mark.assets
+def test_llama2c_binary_of_stories_encodes_as_llama2c(assets: Path):
+    file = assets / "tokenizers/tok512/tok512.bin"
+    tokenizer = load_tokenizer(file)
+    stories = (assets / "corpora/stories_valid.txt").read_text(encoding="utf-8").split("\n<|endoftext|>\n")[:40]
+    for text in [*stories, *TEXTS]:
+        assert tokenizer.encode(text) == greedy_encode(file.read_bytes(), text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.vocab_size == 512
+
+
+def llama2c_file(pieces: list[bytes], longest: int = 8) -> bytes:
+    return struct.pack("<i", longest) + b"".join(
+        struct.pack("<fi", -float(i), len(p)) + p for i, p in enumerate(pieces)
+    )
+
+
+BYTES = [f"<0x{byte:02X}>".encode() for byte in range(256)]
+HEAD = [b"<unk>", b"\n<s>\n", b"\n</s>\n"]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (llama2c_file([*HEAD, *BYTES])[:-3], "impossible length"),
+        (llama2c_file([*HEAD, *BYTES]) + b"\0\0", "ends within piece 259"),
+        (llama2c_file([*HEAD, *BYTES], longest=2**31 - 1), "longest piece"),
+        (llama2c_file([*HEAD, *BYTES[1:], b"x"]), "ids 3 to 258"),
+        (llama2c_file([*HEAD, *BYTES, b"\xff\xfe"]), "piece 259 is not UTF-8"),
+        (struct.pack("<ifi", 8, 0.0, 2**31 - 1) + b"<unk>", "piece 0 has an impossible length"),
+        (llama2c_file([*HEAD, *BYTES, b"a", b"a"]), "not a SentencePiece model"),
+    ],
+)
+def test_a_damaged_llama2c_binary_is_refused(tmp_path: Path, content: bytes, complaint: str):
+    file = tmp_path / "tokenizer.bin"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=complaint):
+        load_tokenizer(file)
+
+
+@pytest.fixture
+def byte_level(tmp_path: Path) -> Path:
+    """A byte-level BPE tokenizer of the `tokenizers` library that truncates, pads and adds special tokens."""
+    library = tokenizers.Tokenizer(tokenizers.models.BPE())
+    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>"],
+        show_progress=False,
+    )
+    library.train_from_iterator(["the cat sat on the mat and the dog ran"] * 5, trainer)
+    library.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    library.enable_truncation(4)
+    library.enable_padding(length=8)
+    file = tmp_path / "tokenizer.json"
+    library.save(str(file))
+    return file
+
+
+def test_tokenizers_json_gives_the_tokens_of_the_text_alone(byte_level: Path):
+    tokenizer = load_tokenizer(byte_level)
+    library = tokenizers.Tokenizer.from_file(str(byte_level))
+    library.no_truncation()
+    library.no_padding()
+    text = "the cat sat on the mat"
+    expected = library.encode(text, add_special_tokens=False).ids
+    assert len(expected) > 4
+    assert tokenizer.encode(text) == expected
+    np.testing.assert_array_equal(tokenizer.encode_batch([text, ""])[0], expected)
+    assert tokenizer.kind == "tokenizers"
+
+
+@given(texts)
+def test_byte_level_decoding_gives_back_any_text(text: str):
+    vocabulary = {character: i for i, character in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))}
+    library = tokenizers.Tokenizer(tokenizers.models.BPE({**vocabulary, "<s>": 256}, []))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer = HuggingFaceTokenizer(library.to_str().encode())
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text == library.decode(ids)
+    decoder = tokenizer.stream_decoder()
+    assert "".join(decoder.push(token) for token in ids) + decoder.flush() == text
+
+
+@pytest.mark.parametrize("name", ["<|endoftext|>", "<s>"])
+def test_text_cannot_forge_a_boundary(name: str, byte_level: Path, small_tokenizer: Tokenizer):
+    for tokenizer in (load_tokenizer(byte_level), small_tokenizer):
+        ids = tokenizer.encode(f"one{name}two")
+        assert tokenizer.bos_id not in ids
+        assert tokenizer.eos_id not in ids
+        assert tokenizer.decode(ids) == f"one{name}two"
+
+
+def test_a_tokenizer_whose_bos_text_can_write_is_refused():
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<s>": 0, "a": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    with pytest.raises(UserError, match="turns the text '<s>' into the token that begins a document"):
+        HuggingFaceTokenizer(library.to_str().encode())
+
+
+def test_a_tokenizer_without_bos_says_which_names_were_looked_for():
+    library = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, []))
+    with pytest.raises(UserError, match=r"<s>, <\|begin_of_text\|>, <bos>, <\|endoftext\|>, \[CLS\]"):
+        HuggingFaceTokenizer(library.to_str().encode())
+
+
+@pytest.mark.assets
+def test_word_pieces_stream_as_they_decode(assets: Path):
+    vocabulary = assets / "tokenizers/bert/vocab.txt"
+    library = tokenizers.Tokenizer(tokenizers.models.WordPiece.from_file(str(vocabulary), unk_token="[UNK]"))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    library.decoder = tokenizers.decoders.WordPiece()
+    library.add_special_tokens(["[CLS]", "[SEP]"])
+    tokenizer = HuggingFaceTokenizer(library.to_str().encode())
+    ids = tokenizer.encode("an unbelievably woolly sheep, isn't it? don't say no.")
+    decoder = tokenizer.stream_decoder()
+    assert "".join(decoder.push(token) for token in ids) + decoder.flush() == tokenizer.decode(ids)
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize("given_as", ["gpt2", "gpt2/gpt2_vocab.json"])
+def test_gpt2_files_encode_as_transformers_does(assets: Path, given_as: str):
+    transformers = pytest.importorskip("transformers")
+    folder = assets / "tokenizers/gpt2"
+    tokenizer = load_tokenizer(assets / "tokenizers" / given_as)
+    reference = transformers.GPT2Tokenizer(
+        vocab=str(folder / "gpt2_vocab.json"), merges=str(folder / "gpt2_merges.txt")
+    )
+    text = (assets / "corpora/stackexchange.txt").read_text(encoding="utf-8")[:50_000].replace("<|endoftext|>", "")
+    assert tokenizer.encode(text) == reference(text)["input_ids"]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.bos_id == 50256
+
+
+@pytest.mark.parametrize("which", ["small", "byte_level"])
+def test_a_saved_tokenizer_is_the_same_when_loaded(which: str, small_tokenizer, byte_level: Path, tmp_path: Path):
+    tokenizer = small_tokenizer if which == "small" else load_tokenizer(byte_level)
+    tokenizer.save(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert again.sha256 == tokenizer.sha256
+    assert [again.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 64, b"{", b"{}", b'{"model": 1}', json.dumps([1]).encode()])
+def test_a_file_that_is_no_tokenizer_is_refused_by_name(tmp_path: Path, content: bytes):
+    file = tmp_path / "tokenizer.json"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        load_tokenizer(file)
+
+
+def test_a_folder_without_a_tokenizer_says_what_was_looked_for(tmp_path: Path):
+    with pytest.raises(UserError, match=r"no tokenizer in this folder.*tokenizer\.model"):
+        load_tokenizer(tmp_path)

@@ -1,0 +1,65 @@
+"""Learning rates: known points, torch's own scheduler, and what holds for every schedule."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shearling.training.schedules import learning_rate_factor
+from shearling.training.spec import CosineSpec
+
+KINDS = [CosineSpec]
+
+
+def by_steps(spec, total):
+    return [learning_rate_factor(spec, step, step / total, total) for step in range(total + 1)]
+
+
+@pytest.mark.parametrize("min_ratio", [0.0, 0.1])
+def test_the_cosine_is_torch_s(min_ratio):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50, eta_min=min_ratio)
+    expected = []
+    for _ in range(51):
+        expected.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert by_steps(CosineSpec(warmup_steps=0, min_ratio=min_ratio), 50) == pytest.approx(expected, abs=1e-9)
+
+
+def test_warm_up_is_a_straight_line_that_ends_where_the_cosine_begins():
+    rates = by_steps(CosineSpec(warmup_steps=4, min_ratio=0.2), 12)
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[5] < 1
+
+
+def test_the_cosine_is_half_way_down_at_its_middle_and_at_its_floor_at_the_end():
+    rates = by_steps(CosineSpec(warmup_steps=20, min_ratio=0.2), 120)
+    assert rates[70] == pytest.approx(0.6)
+    assert rates[120] == pytest.approx(0.2)
+
+
+def test_in_time_the_cosine_spans_the_whole_time_and_warm_up_scales_it():
+    spec = CosineSpec(warmup_steps=9, min_ratio=0.2)
+    assert learning_rate_factor(spec, 4, 0.0, None) == pytest.approx(0.5)
+    assert learning_rate_factor(spec, 4, 0.5, None) == pytest.approx(0.5 * 0.6)
+    assert learning_rate_factor(spec, 500, 0.5, None) == pytest.approx(0.6)
+    assert learning_rate_factor(spec, 500, 1.0, None) == pytest.approx(0.2)
+
+
+def test_a_step_that_overruns_its_time_uses_the_floor():
+    assert learning_rate_factor(CosineSpec(min_ratio=0.2), 500, 1.3, None) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(total=st.integers(1, 300), warmup=st.integers(0, 299), min_ratio=st.floats(0, 1))
+def test_a_schedule_rises_to_the_peak_and_never_again(kind, total, warmup, min_ratio):
+    warmup = min(warmup, total - 1)
+    rates = by_steps(kind(warmup_steps=warmup, min_ratio=min_ratio), total)
+    assert all(0 < rate <= 1 for rate in rates[:-1])
+    assert rates[warmup] == pytest.approx(1)
+    assert rates[:warmup] == sorted(rates[:warmup])
+    falling = rates[warmup:]
+    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(falling))
