@@ -1,9 +1,14 @@
 """What every test can ask for."""
 
 import os
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from shearling.data.prepare import prepare
+from shearling.training.spec import ExperimentSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,3 +29,56 @@ def assets() -> Path:
 def root() -> Path:
     """The repository's root."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """Token shards of made-up sentences that a small model learns quickly."""
+    draw = random.Random(0)
+    folder = tmp_path_factory.mktemp("corpus")
+    names, verbs, things = (
+        ("Lily", "Tom", "Mia", "Ben"),
+        ("saw", "took", "lost", "found"),
+        ("ball", "cat", "hat", "tree"),
+    )
+    stories = [
+        " ".join(
+            f"{draw.choice(names)} {draw.choice(verbs)} a {draw.choice(things)}." for _ in range(draw.randint(3, 12))
+        )
+        for _ in range(400)
+    ]
+    (folder / "stories.txt").write_text("\n<|endoftext|>\n".join(stories))
+    prepare([str(folder / "stories.txt")], folder / "shards", vocab_size=300)
+    return folder / "shards"
+
+
+@pytest.fixture
+def experiment(corpus, tmp_path):
+    """Makes an experiment of a tiny model: `experiment(training={"steps": 5}, seed=1)`."""
+
+    def make(**options: Any) -> ExperimentSpec:
+        base = {
+            "name": "tiny",
+            "output_dir": str(tmp_path / "run"),
+            "model": {
+                "d_model": 32, "n_layers": 2, "n_heads": 2, "intermediate_size": 64,
+                "vocab_size": 300, "max_seq_len": 32,
+            },
+            "data": {"path": str(corpus), "seq_len": 32, "validation_tokens": 1000},
+            "training": {
+                "steps": 12, "tokens_per_update": 256, "micro_batch": 4, "evaluate_every": 6, "save_every": 2,
+                "schedule": {"warmup_steps": 2}, "optimizer": {"learning_rate": 1e-2},
+            },
+        }  # fmt: skip
+        return ExperimentSpec.model_validate(_merged(base, options))
+
+    return make
+
+
+def _merged(base: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    if not {"tokens", "flops", "minutes"}.isdisjoint(options.get("training", {})):
+        base = {**base, "training": {k: v for k, v in base["training"].items() if k != "steps"}}
+    merged = dict(base)
+    for key, value in options.items():
+        merged[key] = {**base[key], **value} if isinstance(value, dict) else value
+    return merged

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from shearling.errors import UserError
+from shearling.errors import Interrupted, UserError
 
 app = typer.Typer(
     name="shearling",
@@ -26,7 +26,8 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line. A user's mistake ends it with status 2 and a line for each thing to mend."""
+    """Runs the command line. A user's mistake ends it with status 2 and a line for each thing to mend; a signal that a
+    run has answered by saving, with 128 and its number."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? where a plot has blocks
@@ -36,6 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as interruption:
+        sys.exit(128 + interruption.signal_number)
 
 
 @app.callback()
@@ -71,18 +74,23 @@ def prepare(
     out: Annotated[Path, typer.Option(help="folder for the token shards")],
     tokenizer: Annotated[Path | None, typer.Option(help="use this tokenizer instead of training one")] = None,
     vocab_size: Annotated[int | None, typer.Option(help="size of the trained tokenizer [4096]")] = None,
-    text_field: Annotated[str, typer.Option(help="field of .jsonl objects, or column of tables, with the text")] = "text",
+    text_field: Annotated[
+        str, typer.Option(help="field of .jsonl objects, or column of tables, with the text")
+    ] = "text",
     separator: Annotated[str, typer.Option(help="line between the documents of a .txt file")] = "<|endoftext|>",
-    validation_share: Annotated[float, typer.Option(help="expected share of documents held out")] = 0.02,
+    validation_share: Annotated[float, typer.Option(help="expected share of documents held out")] = 0.05,
     workers: Annotated[int | None, typer.Option(help="threads that encode [all cores]")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="stop at what cannot be read, instead of counting it")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="stop at what cannot be read, instead of counting it")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="begin anew whatever the folder holds")] = False,
     as_json: Json = False,
 ) -> None:
     """Turn text into token shards, training a tokenizer unless given one."""
-    from shearling.data import prepare as preparation
+    from shearling.data.manifest import describe
+    from shearling.data.prepare import prepare as write_shards
 
-    manifest = preparation.prepare(
+    manifest = write_shards(
         sources,
         out,
         tokenizer=tokenizer,
@@ -94,7 +102,7 @@ def prepare(
         strict=strict,
         overwrite=overwrite,
     )
-    print(manifest.to_json() if as_json else preparation.summary(out, manifest))
+    print(manifest.to_json() if as_json else describe(out, manifest))
 
 
 @app.command(context_settings=OVERRIDABLE)
@@ -118,7 +126,9 @@ def generate(
     prompt: Annotated[str, typer.Option("-i", "--prompt", help="text to continue")] = "",
     n_tokens: Annotated[int, typer.Option("-n", "--tokens", min=1, help="tokens at most")] = 256,
     temperature: Annotated[float, typer.Option("-t", "--temperature", min=0, help="0: the likeliest token")] = 1.0,
-    top_p: Annotated[float, typer.Option("-p", "--top-p", min=0, max=1, help="mass of the likeliest tokens kept")] = 0.9,
+    top_p: Annotated[
+        float, typer.Option("-p", "--top-p", min=0, max=1, help="mass of the likeliest tokens kept")
+    ] = 0.9,
     seed: Annotated[int | None, typer.Option("-s", "--seed", min=0, help="same seed, same text [the clock]")] = None,
 ) -> None:
     """Continue a text with a trained model, as it comes; tokens per second on standard error."""
@@ -148,8 +158,8 @@ def bench_train(
 ) -> None:
     """Training speed and memory, ours and peers', each at its best of eager and compiled."""
     from shearling.bench.report import training_table
-    from shearling.bench.train import bench_train as measure
     from shearling.bench.shapes import load_shape
+    from shearling.bench.train import bench_train as measure
 
     results = measure(
         load_shape(model), [name for name in against.split(",") if name],

@@ -1,8 +1,13 @@
 """Files that are whole or absent, and their checksums."""
 
+import fcntl
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from shearling.errors import UserError
 
 
 def sha256_file(path: Path) -> str:
@@ -38,3 +43,23 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         draft.unlink(missing_ok=True)
         raise
     flush(path.parent)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if need be, against other processes that would write there.
+
+    Raises:
+        UserError: another process holds it, or it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}): choose another folder") from error
+    with lock as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process writes here: wait for it, or choose another folder") from None
+        yield

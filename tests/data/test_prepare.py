@@ -213,7 +213,7 @@ def test_progress_ends_with_all_documents_and_bytes(tmp_path: Path, source: str,
     seen = []
     prepare([source], tmp_path / "data", vocab_size=400, progress=seen.append)
     assert list(dict.fromkeys(progress.phase for progress in seen)) == [
-        "reading a sample for the tokenizer",
+        "sampling",
         "tokenizing",
     ]
     last = seen[-1]

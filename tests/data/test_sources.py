@@ -110,6 +110,14 @@ def test_a_data_sets_missing_field_is_located(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("quiet_library")
+def test_a_broken_file_of_a_data_set_is_a_problem_and_no_exception(tmp_path: Path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text('{"text": "one"}\n{"text": broken}\n')
+    _, ledger = read(f"hub:{tmp_path / 'set'}")
+    assert "cannot be read further" in ledger.first_problems[0].what
+
+
+@pytest.mark.usefixtures("quiet_library")
 @pytest.mark.parametrize(("suffix", "complaint"), [(":nosuch", "nosuch"), ("::nosuch", "nosuch")])
 def test_a_wrong_configuration_or_split_is_told_with_those_there_are(tmp_path: Path, suffix: str, complaint: str):
     write_records(tmp_path / "set" / "train.jsonl", ["one"])

@@ -133,18 +133,27 @@ def test_document_ids_change_exactly_where_documents_do():
 
 
 def test_too_little_text_is_refused_with_the_mend():
-    with pytest.raises(UserError, match=r"8 tokens, too few for one sequence of data\.seq_len 8"):
+    with pytest.raises(UserError, match=r"8 tokens, too few for a sequence of data\.seq_len 8"):
         BatchStream(Ring((8,)), 8, 1, seed=0)
 
 
 class TestEvaluationSet:
-    @pytest.mark.parametrize(("at_least", "documents"), [(1, 1), (5, 1), (6, 2), (36, 3), (37, 4), (999, 4)])
-    def test_takes_the_fewest_whole_documents(self, at_least, documents):
-        held_out = EvaluationSet.take(Ring((5, 1, 30, 9)), at_least)
-        expected = sum((5, 1, 30, 9)[:documents])
-        assert len(held_out.tokens) == expected
-        assert held_out.n_bytes == 3 * expected
-        assert held_out.document_ids[-1] == documents - 1
+    @settings(deadline=None, max_examples=50)
+    @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=20), at_least=st.integers(1, 500))
+    def test_takes_whole_documents_and_no_more_than_needed(self, lengths, at_least):
+        ring = Ring(tuple(lengths))
+        held_out = EvaluationSet.take(ring, at_least)
+        borders = np.flatnonzero(np.diff(held_out.document_ids, prepend=-1))
+        documents = np.split(held_out.tokens, borders[1:])
+        whole = [list(range(s, s + n)) for s, n in zip(ring.document_starts, lengths, strict=True)]
+        assert all(document.tolist() in whole for document in documents)
+        assert held_out.n_bytes == 3 * len(held_out.tokens)
+        assert len(held_out.tokens) >= min(at_least, ring.total_tokens)
+        assert len(held_out.tokens) - max(map(len, documents)) < at_least
+
+    def test_draws_from_all_over_the_split(self):
+        chosen = EvaluationSet.take(Ring((10,) * 1000), 1000).tokens // 2500
+        assert set(chosen) == {0, 1, 2, 3}
 
     @pytest.mark.parametrize("seq_len", [1, 4, 7, 44, 60])
     @pytest.mark.parametrize("sequences", [1, 3])

@@ -12,6 +12,7 @@ from shearling.config import load
 from shearling.data.shards import open_dataset
 from shearling.data.stream import BatchStream, EvaluationSet
 from shearling.errors import UserError
+from shearling.files import locked
 from shearling.models.transformer import Transformer
 from shearling.training import checkpoints, step
 from shearling.training.device import pick_compile
@@ -103,7 +104,9 @@ class TestAStep:
         torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-6)
 
     def test_is_adamw_in_float64_with_decay_on_matrices_alone(self, experiment):
-        config = experiment(training={"precision": "fp32", "clip": 0.05, "optimizer": {"weight_decay": 0.5, "eps": 1e-6}})
+        config = experiment(
+            training={"precision": "fp32", "clip": 0.05, "optimizer": {"weight_decay": 0.5, "eps": 1e-6}}
+        )
         state = build_state(config, CPU, compile_blocks=False)
         stream = BatchStream(open_dataset(config.data.path, "train"), 32, 8, seed=0)
         weights = {name: p.detach().double() for name, p in state.model.named_parameters()}
@@ -239,7 +242,11 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         ("options", "named"),
-        [({"seed": 1}, "seed"), ({"training": {"clip": 0.5}}, "training.clip"), ({"model": {"d_model": 64}}, "d_model")],
+        [
+            ({"seed": 1}, "seed"),
+            ({"training": {"clip": 0.5}}, "training.clip"),
+            ({"model": {"d_model": 64}}, "d_model"),
+        ],
     )
     def test_of_resuming_with_other_options_names_them(self, experiment, options, named):
         train(experiment())
@@ -251,7 +258,10 @@ class TestRefusals:
 
         train(experiment())
         (tmp_path / "other.txt").write_text("\n<|endoftext|>\n".join(f"Another story, number {i}." for i in range(200)))
-        for name, how in (("same-tokenizer", {"tokenizer": experiment().data.path / "tokenizer"}), ("new", {"vocab_size": 290})):
+        for name, how in (
+            ("same-tokenizer", {"tokenizer": experiment().data.path / "tokenizer"}),
+            ("new", {"vocab_size": 290}),
+        ):
             prepare([str(tmp_path / "other.txt")], tmp_path / name, **how)
             other = experiment(data={"path": str(tmp_path / name)})
             with pytest.raises(UserError, match="data"):
@@ -263,7 +273,7 @@ class TestRefusals:
 
     def test_of_a_folder_that_another_process_trains_in(self, experiment):
         config = experiment()
-        with RunFolder(config.output_dir).locked(), pytest.raises(UserError, match="another process"):
+        with locked(config.output_dir), pytest.raises(UserError, match="another process"):
             train(config)
 
 

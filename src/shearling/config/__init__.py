@@ -18,7 +18,6 @@ __all__ = [
     "Loaded",
     "Spec",
     "differences",
-    "differences",
     "dump",
     "editor_schema",
     "fingerprint",

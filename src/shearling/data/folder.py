@@ -68,9 +68,6 @@ def begin(out: Path, settings: Settings, identities: tuple[str, ...], *, overwri
     Raises:
         UserError: the folder holds something else.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: a file; --out names a folder")
-    out.mkdir(parents=True, exist_ok=True)
     fresh = Journal(settings=settings, identities=identities, validation_share=settings.validation_share)
     if overwrite:
         _clear(out)
@@ -84,7 +81,7 @@ def begin(out: Path, settings: Settings, identities: tuple[str, ...], *, overwri
         if journal.identities != identities:
             raise UserError(f"{out}: a source has changed since the work was interrupted; begin anew with --overwrite")
         return journal
-    if any(not path.name.startswith(".draft_") for path in out.iterdir()):
+    if any(path.name != ".lock" and not path.name.startswith(".draft_") for path in out.iterdir()):
         raise UserError(f"{out}: not empty, and nothing that `shearling prepare` wrote; name another --out")
     return fresh
 

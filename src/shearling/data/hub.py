@@ -88,6 +88,7 @@ class HubSource(Source):
             raise self._unreachable(error) from error
 
     def _texts(self, options: TextOptions, ledger: Ledger) -> Iterator[str]:
+        unreadable = (import_extra("pyarrow").ArrowException, import_extra("datasets").exceptions.DatasetsError)
         rows, count = self._rows(), 0
         try:
             for count, row in enumerate(rows, start=1):
@@ -100,6 +101,9 @@ class HubSource(Source):
                 f"{self.name}: the connection broke after {count:,} records ({error}): "
                 "the same command takes up where it stopped"
             ) from error
+        except unreadable as error:
+            ledger.problem(self.name, f"cannot be read further: {error}", count + 1)
+            return
         if not count:
             ledger.problem(self.name, "no text in it")
 

@@ -117,6 +117,24 @@ class Manifest(Spec):
         return self.model_dump_json(indent=1) + "\n"
 
 
+def describe(path: Path, manifest: Manifest) -> str:
+    """What a data folder holds, in a few lines: splits, tokenizer, and what was left out and where."""
+    lines = [f"{path}: {manifest.tokenizer.kind} tokenizer of {manifest.tokenizer.vocab_size:,} tokens"]
+    for name, split in manifest.splits.items():
+        lines.append(
+            f"  {name:<11}{split.documents:>11,} documents {split.tokens:>14,} tokens "
+            f"{split.bytes / max(split.tokens, 1):.2f} bytes per token"
+        )
+    for source in manifest.sources:
+        cut = f", {source.documents_cut:,} cuts of long documents" if source.documents_cut else ""
+        empty = f", {source.empty_documents:,} empty ones left out" if source.empty_documents else ""
+        lines.append(f"  {source.name}: {source.documents:,} documents, {source.bytes / 1e6:,.1f} MB{cut}{empty}")
+        if source.problems:
+            lines.append(f"    {source.problems:,} could not be read and were left out; the first:")
+            lines += [f"      {problem.file}:{problem.line or ''} {problem.what}" for problem in source.first_problems]
+    return "\n".join(lines)
+
+
 def content_hash(dtype: str, tokenizer_sha256: str, splits: Mapping[Split, SplitRecord]) -> str:
     """Hash of all that the tokens are. Two folders with the same one hold the same tokens in the same documents."""
     shards = {

@@ -37,7 +37,7 @@ from shearling.data.sources import Source, resolve_source
 from shearling.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from shearling.data.writer import SplitWriter, WriterState
 from shearling.errors import UserError
-from shearling.files import write_atomically
+from shearling.files import locked, write_atomically
 
 DEFAULT_VOCAB_SIZE = 4096
 DEFAULT_VALIDATION_SHARE = 0.05
@@ -106,10 +106,11 @@ def prepare(
         tokens_per_shard=tokens_per_shard,
     )
     resolved = [resolve_source(name) for name in sources]
-    if not overwrite and (manifest := finished(out, settings, resolved, strict=strict)):
-        return manifest
-    journal = begin(out, settings, tuple(source.identity() for source in resolved), overwrite=overwrite)
     with ExitStack() as stack:
+        stack.enter_context(locked(out))
+        if not overwrite and (manifest := finished(out, settings, resolved, strict=strict)):
+            return manifest
+        journal = begin(out, settings, tuple(source.identity() for source in resolved), overwrite=overwrite)
         report = progress or stack.enter_context(console_progress())
         work = _Work(out, resolved, given, strict, workers or _cores(), report)
         try:
@@ -193,7 +194,7 @@ class _Work:
                 raise UserError(f"{self.out / TOKENIZER_FOLDER}: changed since the work began; use --overwrite")
             return saved
         assert journal.settings.vocab_size is not None
-        documents = (text for _, text in self._documents(options, "reading a sample for the tokenizer", sample=True))
+        documents = (text for _, text in self._documents(options, "sampling", sample=True))
         sample = sample_documents(documents, journal.validation_share)
         return train_tokenizer(sample, journal.settings.vocab_size)
 

@@ -51,7 +51,7 @@ def _bar() -> Iterator[Report]:
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=20),
         DownloadColumn(),
         TextColumn("{task.fields[documents]:,} documents"),
         TransferSpeedColumn(),

@@ -75,7 +75,7 @@ class BatchStream:
     ) -> None:
         if dataset.total_tokens <= seq_len:
             raise UserError(
-                f"{dataset.path}: its {dataset.split} split has {dataset.total_tokens:,} tokens, too few for one sequence of "
+                f"{dataset.path}: the {dataset.split} split has {dataset.total_tokens:,} tokens, too few for a sequence of "
                 f"data.seq_len {seq_len}: prepare more text or shorten data.seq_len"
             )
         self.dataset = dataset
@@ -130,7 +130,7 @@ class BatchStream:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Whole documents from the start of a split, packed in order: the same tokens at every evaluation.
+    """Whole documents of a split, packed: the same tokens at every evaluation.
 
     Attributes:
         tokens: (n,) int64; all but the first are predicted.
@@ -144,13 +144,15 @@ class EvaluationSet:
 
     @classmethod
     def take(cls, dataset: TokenDataset, at_least: int) -> "EvaluationSet":
-        """The fewest first documents that hold `at_least` tokens together, or all of them."""
-        ends = np.append(dataset.document_starts[1:], dataset.total_tokens)
-        count = min(int(np.searchsorted(ends, at_least)) + 1, len(ends))
-        tokens = dataset.tokens(0, int(ends[count - 1]))
-        lengths = np.diff(ends[:count], prepend=0)
-        n_bytes = int(np.sum(dataset.document_bytes[:count], dtype=np.int64))
-        return cls(tokens, np.repeat(np.arange(count), lengths), n_bytes)
+        """Documents drawn from all over the split, by a fixed draw, until they hold `at_least` tokens; or all of them."""
+        starts = dataset.document_starts
+        lengths = np.diff(starts, append=dataset.total_tokens)
+        order = permute(np.arange(len(starts)), len(starts), key=0)
+        count = min(int(np.searchsorted(np.cumsum(lengths[order]), at_least)) + 1, len(starts))
+        chosen = np.sort(order[:count])
+        tokens = np.concatenate([dataset.tokens(int(starts[i]), int(starts[i] + lengths[i])) for i in chosen])
+        n_bytes = int(np.sum(dataset.document_bytes[chosen], dtype=np.int64))
+        return cls(tokens, np.repeat(np.arange(count), lengths[chosen]), n_bytes)
 
     def batches(self, seq_len: int, sequences: int) -> Iterator[tuple[Batch, int]]:
         """Consecutive windows in batches of at most `sequences`, and how many targets each batch has.

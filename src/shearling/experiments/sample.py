@@ -1,5 +1,6 @@
 """Text from a run folder."""
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ def write_text(
     if not run.begun:
         raise UserError(f"{run_path}: no run folder (it has no experiment_config.yaml): train one, or check the path")
     config = load(ExperimentSpec, run.config).value
-    checkpoint = load_latest(run.checkpoints, warn=lambda text: print(f"warning: {text}"))
+    checkpoint = load_latest(run.checkpoints, warn=lambda text: print(f"warning: {text}", file=sys.stderr))
     if checkpoint is None:
         raise UserError(f"{run.checkpoints}: no whole checkpoint: train the run first")
     tokenizer = load_tokenizer(run.tokenizer)
@@ -49,13 +50,14 @@ def write_text(
         raise UserError(f"{run.tokenizer}: not the tokenizer that the model was trained with: put that one back")
     model = Transformer(config.model)
     load_weights(model, checkpoint.weights)
-    decoder = tokenizer.stream_decoder()
-    count = 0
-    began = time.perf_counter()
     tokens = [tokenizer.bos_id, *tokenizer.encode(prompt)]
-    write(prompt)
+    decoder = tokenizer.stream_decoder()
+    for token in tokens:
+        decoder.push(token)  # the text goes on within the prompt's sequence: only its very start loses a space
     seed = time.time_ns() % 2**32 if seed is None else seed
+    count, began = 0, time.perf_counter()
     drawn = generate(model, tokens, n_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=tokenizer.bos_id)
+    write(prompt)
     for token in drawn:
         write(decoder.push(token))
         count += 1

@@ -1,6 +1,6 @@
 """Drawing tokens from a model, one at a time, with a cache of keys and values."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -12,16 +12,21 @@ def sample(logits_V: torch.Tensor, temperature: float, top_p: float, generator: 
     """A token drawn from softmax(logits / temperature), cut to the smallest set of mass `top_p` (arXiv 1904.09751).
 
     Temperature 0 takes the likeliest token; `top_p` outside of (0, 1) cuts nothing.
+
+    Raises:
+        UserError: a logit is NaN or infinite.
     """
+    if not logits_V.isfinite().all():
+        raise UserError("the model's logits are not finite: its training diverged; use an earlier checkpoint")
     if temperature == 0:
         return int(logits_V.argmax())
-    p, tokens = torch.softmax(logits_V.float() / temperature, dim=-1).sort(descending=True)
+    distances_V = logits_V.double() - logits_V.max()  # at most 0: no temperature, however small, makes them overflow
+    p, tokens = torch.softmax(distances_V / temperature, dim=-1).sort(descending=True)
     if 0 < top_p < 1:
         p = torch.where(p.cumsum(-1) - p < top_p, p, 0.0)  # keeps the token that crosses the mass
     return int(tokens[torch.multinomial(p, 1, generator=generator)])
 
 
-@torch.no_grad()
 def generate(
     model: Transformer,
     prompt: Sequence[int],
@@ -35,19 +40,28 @@ def generate(
     """Up to `n_tokens` tokens that follow `prompt`, until the context is full or `stop` is drawn (and not given out).
 
     Raises:
-        UserError: the prompt is empty or leaves no room in the model's context.
+        UserError: at once where the prompt is empty or leaves no room in the model's context; later, where the
+            model's logits are not finite.
     """
-    capacity = model.spec.max_seq_len
-    if not 0 < len(prompt) < capacity:
-        raise UserError(f"a prompt of {len(prompt)} tokens: the model's context takes 1 to {capacity - 1}")
+    context = model.spec.max_seq_len
+    if not 0 < len(prompt) < context:
+        raise UserError(f"a prompt of {len(prompt)} tokens: the model's context takes 1 to {context - 1}")
+    n_tokens = min(n_tokens, context - len(prompt))
+    generator = torch.Generator().manual_seed(seed)
+    return _draw(model, list(prompt), n_tokens, lambda logits_V: sample(logits_V, temperature, top_p, generator), stop)
+
+
+@torch.no_grad()
+def _draw(
+    model: Transformer, prompt: list[int], n_tokens: int, choose: Callable[[torch.Tensor], int], stop: int | None
+) -> Iterator[int]:
     model.eval()
     device = model.embed.weight.device
-    generator = torch.Generator().manual_seed(seed)
-    caches = model.new_caches(1, capacity)
-    tokens = torch.tensor([list(prompt)], device=device)
-    for _ in range(min(n_tokens, capacity - len(prompt))):
+    caches = model.new_caches(1, len(prompt) + n_tokens)
+    tokens = torch.tensor([prompt], device=device)
+    for _ in range(n_tokens):
         hidden_BTD = model(tokens, caches=caches)
-        token = sample(model.logits(hidden_BTD[:, -1:])[0, 0].cpu(), temperature, top_p, generator)
+        token = choose(model.logits(hidden_BTD[:, -1:])[0, 0].cpu())
         if token == stop:
             return
         yield token

@@ -50,8 +50,9 @@ def save_checkpoint(root: Path, step: int, checkpoint: Checkpoint) -> Path:
         OSError: the disk is full or failing; what was written is removed, earlier checkpoints stay whole.
     """
     folder = step_folder(root, step)
+    for left in root.glob(".draft_step_*"):  # by killed processes
+        shutil.rmtree(left)
     draft = root / f".draft_{folder.name}"
-    shutil.rmtree(draft, ignore_errors=True)  # left by a killed process
     draft.mkdir(parents=True)
     try:
         _save_tensors(draft / "model.safetensors", checkpoint.weights)

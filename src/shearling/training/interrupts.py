@@ -4,13 +4,7 @@ import signal
 from types import FrameType
 from typing import Any
 
-
-class Interrupted(Exception):  # noqa: N818 (it is no error)
-    """The run was asked to stop; `signal_number` says by what."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal.Signals(signal_number).name)
-        self.signal_number = signal_number
+from shearling.errors import Interrupted
 
 
 class Interrupts:

@@ -9,13 +9,14 @@ from shearling.config import differences, dump, fingerprint, load
 from shearling.data.manifest import load_manifest
 from shearling.data.shards import open_dataset
 from shearling.data.stream import BatchStream, EvaluationSet
-from shearling.errors import UserError
+from shearling.errors import Interrupted, UserError
+from shearling.files import locked
 from shearling.seeding import derive_seed
 from shearling.training import run_folder
 from shearling.training.checkpoints import load_latest, point, prune, save_checkpoint, saved_steps
 from shearling.training.device import describe, measure_peak, pick_compile, pick_device
 from shearling.training.evaluate import evaluate
-from shearling.training.interrupts import Interrupted, Interrupts
+from shearling.training.interrupts import Interrupts
 from shearling.training.monitor import Monitor, StepFigures
 from shearling.training.resolve import Resolved, resolve
 from shearling.training.run_folder import RunFolder
@@ -74,7 +75,7 @@ def train(config: ExperimentSpec, resume: bool = False) -> dict[str, Any]:
         Interrupted: a signal asked the run to stop; a checkpoint has been saved.
     """
     run = RunFolder(config.output_dir)
-    with run.locked():
+    with locked(run.path):
         try:
             return _train(config, run, resume)
         except OSError as error:
@@ -89,8 +90,8 @@ def _train(config: ExperimentSpec, run: RunFolder, resume: bool) -> dict[str, An
     manifest = load_manifest(config.data.path)
     if manifest.tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
-            f"model.vocab_size {config.model.vocab_size:,} is smaller than the {manifest.tokenizer.vocab_size:,} of the "
-            f"tokenizer in {config.data.path}: raise model.vocab_size"
+            f"model.vocab_size {config.model.vocab_size:,} is smaller than the {manifest.tokenizer.vocab_size:,} of "
+            f"the tokenizer in {config.data.path}: raise model.vocab_size"
         )
     identity = {
         "config": fingerprint(config),
@@ -190,8 +191,8 @@ def _record_step(
         if progress.skipped_in_a_row >= training.max_skipped:
             raise UserError(
                 f"{job.run.path}: stopped at step {progress.step:,}: loss or gradient not finite for "
-                f"{training.max_skipped} steps in a row (learning rate {rate:.2e})\nlook at training.optimizer.learning_rate, "
-                "training.schedule.warmup_steps, training.clip, and the data around that step"
+                f"{training.max_skipped} steps in a row (learning rate {rate:.2e})\n"
+                "look at training.optimizer.learning_rate, training.schedule.warmup_steps, training.clip, and the data around that step"
             )
         return
     speed = training.tokens_per_update / seconds

@@ -3,14 +3,11 @@
 experiment_config.yaml, provenance.json, metrics.jsonl, results.json, logs/, model/, tokenizer/
 """
 
-import fcntl
 import json
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -46,23 +43,6 @@ class RunFolder:
         shutil.copytree(tokenizer, self.tokenizer, dirs_exist_ok=True)
         write_json(self.provenance, provenance)
         write_atomically(self.config, config_yaml)
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder against other processes.
-
-        Raises:
-            UserError: another process trains here.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"{self.path}: another process is training here: wait for it, or choose another output_dir"
-                ) from None
-            yield
 
     def cut_metrics(self, step: int) -> None:
         """Drop the lines of metrics.jsonl behind `step`: the steps that a resumed run takes again."""

@@ -1,6 +1,8 @@
 """Optional places where metrics go besides metrics.jsonl: TensorBoard, Weights & Biases, MLflow."""
 
-from collections.abc import Callable, Iterable
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,11 +39,15 @@ class WandB:
     """A Weights & Biases run; resuming goes on with the same one. `WANDB_MODE=offline` keeps it on this machine."""
 
     def __init__(self, run: Path, name: str, config: dict[str, Any]) -> None:
+        os.environ.setdefault("WANDB_CACHE_DIR", str(run / "wandb" / "cache"))  # logs of its service, else at home
         import wandb
 
         identity = run / "wandb_run_id"
         known = identity.read_text() if identity.exists() else None
-        self._run = wandb.init(dir=str(run), name=name, config=config, id=known, resume="allow")
+        try:
+            self._run = wandb.init(dir=str(run), name=name, config=config, id=known, resume="allow")
+        except wandb.Error as error:
+            raise UserError(f"training.trackers: wandb: {error} Or set WANDB_MODE=offline") from error
         identity.write_text(self._run.id)
 
     def log(self, step: int, figures: dict[str, float]) -> None:
@@ -52,27 +58,47 @@ class WandB:
 
 
 class MLflow:
-    """An MLflow run at `MLFLOW_TRACKING_URI`; without it, in `mlflow/` of the run folder."""
+    """An MLflow run at `MLFLOW_TRACKING_URI`; without it, in files in `mlflow/` of the run folder."""
 
     def __init__(self, run: Path, name: str, config: dict[str, Any]) -> None:
-        import os
-
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it keeps a file in the user's home
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # files need no database, and MLflow asks to be told
         from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
 
-        self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", f"file:{(run / 'mlflow').resolve()}"))
-        experiment = self._client.get_experiment_by_name("shearling")
-        experiment_id = experiment.experiment_id if experiment else self._client.create_experiment("shearling")
         identity = run / "mlflow_run_id"
-        if not identity.exists():
-            identity.write_text(self._client.create_run(experiment_id, run_name=name).info.run_id)
-        self._run_id = identity.read_text()
+        try:
+            self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", (run / "mlflow").resolve().as_uri()))
+            if identity.exists():
+                self._run_id = identity.read_text()
+                self._client.update_run(self._run_id, "RUNNING")
+                return
+            experiment = self._client.get_experiment_by_name("shearling")
+            experiment_id = experiment.experiment_id if experiment else self._client.create_experiment("shearling")
+            self._run_id = self._client.create_run(experiment_id, run_name=name).info.run_id
+            for key, value in _leaves(config):
+                self._client.log_param(self._run_id, key, value)
+        except MlflowException as error:
+            raise UserError(f"training.trackers: mlflow: {error}") from error
+        identity.write_text(self._run_id)
 
     def log(self, step: int, figures: dict[str, float]) -> None:
-        for key, value in figures.items():
-            self._client.log_metric(self._run_id, key, value, step=step)
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._client.log_batch(self._run_id, [Metric(key, value, now, step) for key, value in figures.items()])
 
     def close(self) -> None:
         self._client.set_terminated(self._run_id)
+
+
+def _leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Values of nested maps under dotted names."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 TRACKERS: dict[str, Callable[[Path, str, dict[str, Any]], Tracker]] = {
@@ -86,7 +112,7 @@ def build_trackers(names: Iterable[str], run: Path, name: str, config: dict[str,
     """The trackers called `names`.
 
     Raises:
-        UserError: a tracker's package is not installed.
+        UserError: a tracker's package is not installed, or its service takes no run.
     """
     built = []
     for tracker in names:

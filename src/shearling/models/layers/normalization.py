@@ -1,4 +1,4 @@
-"""Norm types. A norm maps (..., D) to (..., D), takes its statistics in the fp32 of its gain and keeps its input's dtype."""
+"""Norm types. A norm maps (..., D) to (..., D), with statistics in its gain's fp32, and keeps its input's dtype."""
 
 from collections.abc import Callable
 from typing import Any
