@@ -54,7 +54,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = (folder / ".lock").open("a")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}): choose another folder") from error
     with lock as file:

@@ -75,8 +75,8 @@ class BatchStream:
     ) -> None:
         if dataset.total_tokens <= seq_len:
             raise UserError(
-                f"{dataset.path}: the {dataset.split} split has {dataset.total_tokens:,} tokens, too few for a sequence of "
-                f"data.seq_len {seq_len}: prepare more text or shorten data.seq_len"
+                f"{dataset.path}: the {dataset.split} split has {dataset.total_tokens:,} tokens, too few for "
+                f"a sequence of data.seq_len {seq_len}: prepare more text or shorten data.seq_len"
             )
         self.dataset = dataset
         self.seq_len = seq_len
@@ -144,7 +144,7 @@ class EvaluationSet:
 
     @classmethod
     def take(cls, dataset: TokenDataset, at_least: int) -> "EvaluationSet":
-        """Documents drawn from all over the split, by a fixed draw, until they hold `at_least` tokens; or all of them."""
+        """Documents from all over the split, by a fixed draw, until they hold `at_least` tokens, or all of them."""
         starts = dataset.document_starts
         lengths = np.diff(starts, append=dataset.total_tokens)
         order = permute(np.arange(len(starts)), len(starts), key=0)

@@ -192,7 +192,8 @@ def _record_step(
             raise UserError(
                 f"{job.run.path}: stopped at step {progress.step:,}: loss or gradient not finite for "
                 f"{training.max_skipped} steps in a row (learning rate {rate:.2e})\n"
-                "look at training.optimizer.learning_rate, training.schedule.warmup_steps, training.clip, and the data around that step"
+                "look at training.optimizer.learning_rate, training.schedule.warmup_steps, training.clip, and the data "
+                "around that step"
             )
         return
     speed = training.tokens_per_update / seconds
