@@ -2,10 +2,15 @@
 
 import os
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Tiny models gain nothing from threads, and lose a hundredfold where another process keeps a core busy. Set before
+# torch is imported, and for the processes that tests start: results are bit-identical for one thread count.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from shearling.data.prepare import prepare
 from shearling.training.spec import ExperimentSpec
@@ -52,14 +57,14 @@ def corpus(tmp_path_factory) -> Path:
     return folder / "shards"
 
 
-@pytest.fixture
-def experiment(corpus, tmp_path):
-    """Makes an experiment of a tiny model: `experiment(training={"steps": 5}, seed=1)`."""
+@pytest.fixture(scope="session")
+def make_experiment(corpus):
+    """Makes an experiment of a tiny model with its run below a folder: `make_experiment(folder, seed=1)`."""
 
-    def make(**options: Any) -> ExperimentSpec:
+    def make(folder: Path, **options: Any) -> ExperimentSpec:
         base = {
             "name": "tiny",
-            "output_dir": str(tmp_path / "run"),
+            "output_dir": str(folder / "run"),
             "model": {
                 "d_model": 32, "n_layers": 2, "n_heads": 2, "intermediate_size": 64,
                 "vocab_size": 300, "max_seq_len": 32,
@@ -73,6 +78,12 @@ def experiment(corpus, tmp_path):
         return ExperimentSpec.model_validate(_merged(base, options))
 
     return make
+
+
+@pytest.fixture
+def experiment(make_experiment, tmp_path):
+    """The same below the test's own folder: `experiment(training={"steps": 5}, seed=1)`."""
+    return partial(make_experiment, tmp_path)
 
 
 def _merged(base: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,15 @@ def transformers(spec: ModelSpec, compile_model: bool) -> Step:
 
 
 def llama_config(spec: ModelSpec, kind: type) -> Any:
-    """A transformers LlamaConfig (`kind`) of the shape `spec`."""
+    """A transformers LlamaConfig (`kind`) of the shape `spec`.
+
+    Raises:
+        UserError: Llama has no such model.
+    """
+    if (spec.norm.kind, spec.activation) != ("rmsnorm", "swiglu"):
+        raise UserError(
+            f"bench: transformers' Llama has no norm {spec.norm.kind} with {spec.activation}: choose another --model"
+        )
     return kind(
         vocab_size=spec.vocab_size,
         hidden_size=spec.d_model,
@@ -79,6 +87,7 @@ def llama_config(spec: ModelSpec, kind: type) -> Any:
         rope_theta=spec.position.theta,
         tie_word_embeddings=spec.tie_embeddings,
         attention_bias=spec.attention_bias,
+        mlp_bias=spec.feedforward_bias,
         use_cache=False,
         attn_implementation="sdpa",
     )

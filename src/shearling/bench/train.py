@@ -55,18 +55,21 @@ def bench_train(
     of the rounds' ratios.
 
     Raises:
-        UserError: a contender is unknown or not installed.
+        UserError: a contender is unknown, not installed or has no such model, or the sequences are too long.
     """
-    unknown = [name for name in against if name not in CONTENDERS]
+    peers = sorted(CONTENDERS.keys() - {"shearling"})
+    unknown = [name for name in against if name not in peers]
     if unknown:
-        raise UserError(f"--against {unknown[0]}: known are {', '.join(sorted(CONTENDERS))}")
+        raise UserError(f"--against {unknown[0]}: no such peer; known are {', '.join(peers)}")
+    if seq_len > spec.max_seq_len:
+        raise UserError(f"--seq-len {seq_len}: the model's max_seq_len is {spec.max_seq_len}: lower it")
     modes = [False, True] if cxx_compiler() else [False]
     if len(modes) == 1:
         say("no C++ compiler found: eager only")
     peak = measure_peak(torch.device("cpu"), torch.bfloat16, seconds=2.0)
     workers = {}
     try:
-        for contender in ("shearling", *against):
+        for contender in ("shearling", *dict.fromkeys(against)):
             for compiled in modes:
                 say(f"warming up {contender} ({_mode(compiled)})")
                 workers[contender, compiled] = _Worker(contender, compiled, spec, batch, seq_len)
@@ -152,5 +155,7 @@ class _Worker:
         answer = self._process.stdout.readline()
         if not answer:
             raise UserError(f"bench: a contender ended early (status {self._process.wait()}); its message stands above")
-        figures: dict[str, float] = json.loads(answer)
+        figures: dict[str, Any] = json.loads(answer)
+        if "error" in figures:
+            raise UserError(figures["error"])
         return figures

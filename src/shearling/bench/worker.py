@@ -1,7 +1,7 @@
 """One contender in a process of its own: `python -m shearling.bench.worker`, driven line by line on standard input.
 
-Reads a JSON line that says what to build, answers {"ready": …} once warm; then for each line `N` trains N steps and
-answers {"seconds": …, "loss": …, "peak_bytes": …}.
+Reads a JSON line that says what to build, and answers {"ready": …} once warm, or {"error": …}; then for each line `N`
+trains N steps and answers {"seconds": …, "loss": …, "peak_bytes": …}.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from shearling.bench.contenders import CONTENDERS
+from shearling.errors import UserError
 from shearling.models.spec import ModelSpec
 
 WARMUP_STEPS = 2
@@ -23,7 +24,10 @@ def main() -> None:
     order: dict[str, Any] = json.loads(sys.stdin.readline())
     torch.set_num_threads(order["threads"])
     spec = ModelSpec.model_validate(order["model"])
-    step = CONTENDERS[order["contender"]](spec, order["compile"])
+    try:
+        step = CONTENDERS[order["contender"]](spec, order["compile"])
+    except UserError as error:
+        return _answer(error=str(error))
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(spec.vocab_size, (order["batch"], order["seq_len"] + 1), generator=generator)
     began = time.perf_counter()
@@ -38,7 +42,7 @@ def main() -> None:
         _answer(seconds=seconds, loss=loss, peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def _answer(**figures: float) -> None:
+def _answer(**figures: float | str) -> None:
     print(json.dumps(figures), flush=True)
 
 

@@ -1,15 +1,20 @@
 """Pictures of a run."""
 
+import io
 from pathlib import Path
 from typing import Any
 
+from shearling.files import write_atomically
 from shearling.training.run_folder import RunFolder
 
 _BLUE, _ORANGE, _GREY = "#3b6fb6", "#d9822b", "#8a8f98"
 
 
 def draw_loss_curve(run: RunFolder, title: str) -> Path:
-    """Training and validation loss against tokens, the learning rate below, as `loss_curve.png` in the run folder."""
+    """Training and validation loss against tokens, the learning rate below, as `loss_curve.png` in the run folder.
+
+    Steps that were skipped, and evaluations whose loss was not finite, have no figures and leave gaps.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -18,7 +23,6 @@ def draw_loss_curve(run: RunFolder, title: str) -> Path:
     lines = run.read_metrics()
     steps = [line for line in lines if "loss" in line]
     evaluations = [line for line in lines if "validation_loss" in line]
-    tokens_at = {0: 0, **{line["step"]: line["tokens"] for line in steps}}
 
     figure, (loss_axes, rate_axes) = plt.subplots(
         2, 1, figsize=(8, 5.5), sharex=True, height_ratios=(4, 1), layout="constrained"
@@ -26,17 +30,16 @@ def draw_loss_curve(run: RunFolder, title: str) -> Path:
     x = [line["tokens"] / 1e6 for line in steps]
     loss_axes.plot(x, [line["loss"] for line in steps], color=_GREY, alpha=0.45, lw=0.8, label="training, each step")
     loss_axes.plot(x, _smooth([line["loss"] for line in steps]), color=_BLUE, lw=1.6, label="training, smoothed")
-    shown = [line for line in evaluations if line["step"] in tokens_at]
     loss_axes.plot(
-        [tokens_at[line["step"]] / 1e6 for line in shown],
-        [line["validation_loss"] for line in shown],
+        [line["tokens"] / 1e6 for line in evaluations],
+        [line["validation_loss"] for line in evaluations],
         color=_ORANGE, marker="o", ms=4, lw=1.2, label="validation",
     )  # fmt: skip
-    if shown:
-        last = shown[-1]
+    if evaluations:
+        last = evaluations[-1]
         loss_axes.annotate(
             f"{last['validation_loss']:.3f} nats\n{last['bits_per_byte']:.3f} bits per byte",
-            (tokens_at[last["step"]] / 1e6, last["validation_loss"]),
+            (last["tokens"] / 1e6, last["validation_loss"]),
             xytext=(-8, 28), textcoords="offset points", ha="right", color=_ORANGE,
             arrowprops={"arrowstyle": "-", "color": _ORANGE, "lw": 0.8},
         )  # fmt: skip
@@ -48,10 +51,10 @@ def draw_loss_curve(run: RunFolder, title: str) -> Path:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     path = run.path / "loss_curve.png"
-    draft = path.with_name(".draft_loss_curve.png")
-    figure.savefig(draft, dpi=130)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=130)
     plt.close(figure)
-    draft.replace(path)
+    write_atomically(path, picture.getvalue())
     return path
 
 
@@ -69,12 +72,16 @@ def results_table(results: dict[str, Any]) -> str:
     first, last = results["first"], results
     rows = [
         ("", "before", "after"),
-        ("validation loss (nats/token)", f"{first['loss']:.4f}", f"{last['loss']:.4f}"),
-        ("perplexity", f"{first['perplexity']:,.1f}", f"{last['perplexity']:,.2f}"),
-        ("bits per byte", f"{first['bits_per_byte']:.4f}", f"{last['bits_per_byte']:.4f}"),
+        ("validation loss (nats/token)", _format(first["loss"], ".4f"), _format(last["loss"], ".4f")),
+        ("perplexity", _format(first["perplexity"], ",.1f"), _format(last["perplexity"], ",.2f")),
+        ("bits per byte", _format(first["bits_per_byte"], ".4f"), _format(last["bits_per_byte"], ".4f")),
     ]
     table = "\n".join(f"{name:<30}{before:>12}{after:>12}" for name, before, after in rows)
     return (
         f"{table}\n{results['tokens']:,} tokens ({results['epochs']:.1f} epochs) in {results['seconds']:.0f} s: "
         f"{results['tokens_per_second']:,.0f} tokens/s, {results['mfu']:.0%} of the machine's matmul peak"
     )
+
+
+def _format(value: float | None, form: str) -> str:
+    return "not finite" if value is None else format(value, form)

@@ -56,7 +56,10 @@ def write_text(
         decoder.push(token)  # the text goes on within the prompt's sequence: only its very start loses a space
     seed = time.time_ns() % 2**32 if seed is None else seed
     count, began = 0, time.perf_counter()
-    drawn = generate(model, tokens, n_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=tokenizer.bos_id)
+    drawn = generate(
+        model, tokens, n_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=tokenizer.bos_id,
+        vocab_size=tokenizer.vocab_size,
+    )  # fmt: skip
     write(prompt)
     for token in drawn:
         write(decoder.push(token))

@@ -17,7 +17,7 @@ def sample(logits_V: torch.Tensor, temperature: float, top_p: float, generator: 
         UserError: a logit is NaN or infinite.
     """
     if not logits_V.isfinite().all():
-        raise UserError("the model's logits are not finite: its training diverged; use an earlier checkpoint")
+        raise UserError("the model's logits are not finite: its training diverged: train it with a lower learning rate")
     if temperature == 0:
         return int(logits_V.argmax())
     distances_V = logits_V.double() - logits_V.max()  # at most 0: no temperature, however small, makes them overflow
@@ -36,8 +36,12 @@ def generate(
     top_p: float = 0.9,
     seed: int = 0,
     stop: int | None = None,
+    vocab_size: int | None = None,
 ) -> Iterator[int]:
     """Up to `n_tokens` tokens that follow `prompt`, until the context is full or `stop` is drawn (and not given out).
+
+    Args:
+        vocab_size: only tokens below it are drawn: an embedding may have more rows than its tokenizer has pieces.
 
     Raises:
         UserError: at once where the prompt is empty or leaves no room in the model's context; later, where the
@@ -48,7 +52,11 @@ def generate(
         raise UserError(f"a prompt of {len(prompt)} tokens: the model's context takes 1 to {context - 1}")
     n_tokens = min(n_tokens, context - len(prompt))
     generator = torch.Generator().manual_seed(seed)
-    return _draw(model, list(prompt), n_tokens, lambda logits_V: sample(logits_V, temperature, top_p, generator), stop)
+
+    def choose(logits_V: torch.Tensor) -> int:
+        return sample(logits_V[:vocab_size], temperature, top_p, generator)
+
+    return _draw(model, list(prompt), n_tokens, choose, stop)
 
 
 @torch.no_grad()

@@ -111,11 +111,14 @@ def saved_steps(root: Path) -> list[int]:
     return sorted(int(folder.name[5:]) for folder in root.glob("step_*") if folder.name[5:].isdecimal())
 
 
-def prune(root: Path, keep_last: int, best: int | None) -> None:
-    """Remove all checkpoints but the `keep_last` newest and the best."""
-    for step in saved_steps(root)[:-keep_last]:
-        if step != best:
-            folder = step_folder(root, step)
+def prune(root: Path, step: int, keep_last: int, best: int | None) -> None:
+    """Of the checkpoints up to `step`, remove all but the `keep_last` newest and the best.
+
+    Later ones are damaged: the run went back past them, and will replace them when it comes to their steps again.
+    """
+    for old in [saved for saved in saved_steps(root) if saved <= step][:-keep_last]:
+        if old != best:
+            folder = step_folder(root, old)
             doomed = folder.rename(root / f".draft_{folder.name}")  # never half a checkpoint under its own name
             shutil.rmtree(doomed)
 

@@ -1,6 +1,7 @@
 """The training loop: functions over one TrainState."""
 
 import math
+import sys
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -117,7 +118,7 @@ def _train(config: ExperimentSpec, run: RunFolder, resume: bool) -> dict[str, An
     _check_identity(run, config, identity)
     trackers = build_trackers(config.training.trackers, run.path, config.name, config.model_dump(mode="json"))
     with Interrupts() as interrupts:
-        checkpoint = load_latest(run.checkpoints, warn=lambda text: print(f"warning: {text}"))
+        checkpoint = load_latest(run.checkpoints, warn=lambda text: print(f"warning: {text}", file=sys.stderr))
         if checkpoint is not None:
             restore(state, checkpoint)
         run.cut_metrics(state.progress.step if checkpoint else -1)
@@ -227,7 +228,7 @@ def _evaluate_and_save(job: Job, state: TrainState, clock: Clock, finished: bool
             check=job.interrupts.check,
         )
         improved = progress.note(evaluation)
-        _show(job, evaluation)
+        _show(job, evaluation, progress.tokens)
     progress.seconds = clock.seconds
     if finished or improved or _due(progress.step, training.save_every):
         _save(job, state)
@@ -238,8 +239,9 @@ def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _show(job: Job, evaluation: Evaluation) -> None:
+def _show(job: Job, evaluation: Evaluation, tokens: int) -> None:
     figures = {
+        "tokens": tokens,
         "validation_loss": evaluation.loss,
         "perplexity": evaluation.perplexity,
         "bits_per_byte": evaluation.bits_per_byte,
@@ -257,7 +259,7 @@ def _save(job: Job, state: TrainState) -> None:
     best = progress.best.step if progress.best else None
     if best == progress.step:
         point(root, "best", progress.step)
-    prune(root, job.config.training.keep_last, best)
+    prune(root, progress.step, job.config.training.keep_last, best)
 
 
 def _results(job: Job, state: TrainState) -> dict[str, Any]:
@@ -267,9 +269,9 @@ def _results(job: Job, state: TrainState) -> dict[str, Any]:
     assert progress.best
     flops = progress.tokens * job.resolved.flops_per_token
     return {
-        **asdict(progress.last),
-        "first": asdict(progress.first),
-        "best": asdict(progress.best),
+        **_figures(progress.last),
+        "first": _figures(progress.first),
+        "best": _figures(progress.best),
         "tokens": progress.tokens,
         "epochs": job.stream.epoch(progress.step),
         "flops": flops,
@@ -279,3 +281,8 @@ def _results(job: Job, state: TrainState) -> dict[str, Any]:
         "skipped_steps": progress.skipped,
         "parameters": job.resolved.parameters.total,
     }
+
+
+def _figures(evaluation: Evaluation) -> dict[str, float | None]:
+    """An evaluation as JSON can hold it: what is not finite becomes null."""
+    return {key: value if math.isfinite(value) else None for key, value in asdict(evaluation).items()}

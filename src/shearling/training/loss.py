@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 CHUNK_ELEMENTS = 2**22  # logits at once: 8 MB of bf16 and 16 of fp32, which a shared cache holds
+SMALLEST_P = 1e-30  # below it the fp32 softmax loses digits, and the loss is taken from the logits
 CHUNKS_PER_PRODUCT = 4  # the weight's gradient is added up in fp32 once in so many chunks
 
 
@@ -41,37 +42,56 @@ def _rows(vocab_size: int) -> int:
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-        dtype, n_tokens = hidden_ND.dtype, hidden_ND.size(0)
+        dtype, n_tokens, vocab_size = hidden_ND.dtype, hidden_ND.size(0), weight_VD.size(0)
         weight = weight_VD.to(dtype)
-        rows = min(_rows(weight.size(0)), n_tokens)
-        group = min(rows * CHUNKS_PER_PRODUCT, n_tokens)
-        probabilities = torch.empty(group, weight.size(0), dtype=dtype, device=hidden_ND.device)
+        rows = min(_rows(vocab_size), n_tokens)
+        chunk = _Chunk(rows, vocab_size, hidden_ND)
+        gradient_NV = hidden_ND.new_empty(min(rows * CHUNKS_PER_PRODUCT, n_tokens), vocab_size)
         hidden_gradient = torch.empty_like(hidden_ND)
         weight_gradient = torch.zeros_like(weight_VD, dtype=torch.float32)
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
-        rows_of = torch.arange(group, device=hidden_ND.device)
-        for start in range(0, n_tokens, group):
-            hidden, targets = hidden_ND[start : start + group], targets_N[start : start + group]
-            p = probabilities[: hidden.size(0)]
+        for start in range(0, n_tokens, gradient_NV.size(0)):
+            hidden, targets = (part[start : start + gradient_NV.size(0)] for part in (hidden_ND, targets_N))
+            gradient = gradient_NV[: hidden.size(0)]
             for first in range(0, hidden.size(0), rows):
-                chunk = slice(first, first + rows)
-                total += _chunk_loss(hidden[chunk] @ weight.t(), targets[chunk], out=p[chunk])
-            p[rows_of[: p.size(0)], targets] -= 1  # now d loss / d logits, but for 1 / N
-            torch.mm(p, weight, out=hidden_gradient[start : start + group])
-            weight_gradient += (p.t() @ hidden).float()
-        ctx.save_for_backward(hidden_gradient.div_(n_tokens), weight_gradient.div_(n_tokens))
+                here = slice(first, first + rows)
+                total += chunk.loss(hidden[here], weight, targets[here], out=gradient[here])
+            torch.mm(gradient, weight, out=hidden_gradient[start : start + hidden.size(0)])
+            weight_gradient += (gradient.t() @ hidden).float()
+        ctx.save_for_backward(hidden_gradient, weight_gradient)
         return total / n_tokens
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        return hidden_gradient * gradients[0].to(hidden_gradient.dtype), weight_gradient * gradients[0], None
+        scale = gradients[0] / hidden_gradient.size(0)
+        return hidden_gradient * scale.to(hidden_gradient.dtype), weight_gradient * scale, None
 
 
-def _chunk_loss(logits_NV: torch.Tensor, targets_N: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """Sum of the chunk's cross-entropies in fp32; the softmax goes to `out`."""
-    largest_N1, where_N1 = logits_NV.max(dim=-1, keepdim=True)
-    p_NV = torch.softmax(logits_NV, dim=-1, dtype=torch.float32)
-    out.copy_(p_NV)
-    log_z_N1 = largest_N1.float() - p_NV.gather(1, where_N1).log()
-    return (log_z_N1 - logits_NV.gather(1, targets_N[:, None]).float()).sum()
+class _Chunk:
+    """Buffers for the logits of a chunk of tokens, made once: fresh pages for each would cost more than the softmax."""
+
+    def __init__(self, rows: int, vocab_size: int, like: torch.Tensor) -> None:
+        self.logits = like.new_empty(rows, vocab_size)
+        self.exact = like.new_empty(rows, vocab_size, dtype=torch.float32)
+        self.softmax = like.new_empty(rows, vocab_size, dtype=torch.float32)
+        self.row_numbers = torch.arange(rows, device=like.device)
+
+    def loss(
+        self, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, out: torch.Tensor
+    ) -> torch.Tensor:
+        """Sum of the chunk's cross-entropies in fp32; its gradient with respect to the logits goes to `out`."""
+        n = hidden_ND.size(0)
+        logits, exact, softmax = self.logits[:n], self.exact[:n], self.softmax[:n]
+        torch.mm(hidden_ND, weight_VD.t(), out=logits)
+        exact.copy_(logits)
+        torch.softmax(exact, dim=-1, out=softmax)
+        p_N = softmax[self.row_numbers[:n], targets_N]
+        # In fp32, before rounding: bf16 would take a sure token's 0.999 for 1, and its gradient for 0.
+        softmax[self.row_numbers[:n], targets_N] = p_N - 1
+        out.copy_(softmax)
+        losses_N = -p_N.log()
+        lost = p_N < SMALLEST_P
+        if lost.any():
+            losses_N[lost] = F.cross_entropy(exact[lost], targets_N[lost], reduction="none")
+        return losses_N.sum()

@@ -54,6 +54,7 @@ class Monitor:
             TextColumn("{task.fields[mfu]:.0%} of peak · {task.fields[left]} left"),
             console=self._console,
             transient=True,
+            disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task("", total=1.0, visible=False, **_fields(0, 0.0, 0.0, 0.0, 0.0, 0.0))
         self._loss: float | None = None

@@ -39,7 +39,7 @@ class WandB:
     """A Weights & Biases run; resuming goes on with the same one. `WANDB_MODE=offline` keeps it on this machine."""
 
     def __init__(self, run: Path, name: str, config: dict[str, Any]) -> None:
-        os.environ.setdefault("WANDB_CACHE_DIR", str(run / "wandb" / "cache"))  # logs of its service, else at home
+        os.environ.setdefault("WANDB_CACHE_DIR", str((run / "wandb" / "cache").resolve()))  # else at home
         import wandb
 
         identity = run / "wandb_run_id"
