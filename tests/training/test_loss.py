@@ -23,9 +23,11 @@ def reference(hidden, weight, targets):
     return loss.detach(), *torch.autograd.grad(loss, (h, w))
 
 
-@pytest.fixture(params=[2**30, 7 * 50, 50], ids=["one-chunk", "seven-rows", "one-row"])
+@pytest.fixture(params=[(2**30, 2**30), (14 * 50, 4 * 50), (50, 50)], ids=["one-chunk", "fourteen-rows", "one-row"])
 def chunking(request, monkeypatch):
-    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", request.param)
+    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", request.param[0])
+    monkeypatch.setattr(loss_module, "EXACT_ELEMENTS", request.param[1])
+    monkeypatch.setattr(loss_module, "PRODUCT_ROWS", 23)
 
 
 @pytest.mark.usefixtures("chunking")

@@ -11,6 +11,7 @@ import torch
 from shearling.data.stream import Batch
 from shearling.errors import UserError
 from shearling.models.spec import ModelSpec
+from shearling.training.device import keep_freed_memory
 from shearling.training.spec import ExperimentSpec
 from shearling.training.state import build_state
 from shearling.training.step import train_step
@@ -21,6 +22,7 @@ Step = Callable[[torch.Tensor], float]
 
 def shearling(spec: ModelSpec, compile_model: bool) -> Step:
     """Our own step, the very one that `train` takes."""
+    keep_freed_memory()
     state = None
 
     def step(tokens: torch.Tensor) -> float:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from shearling.models.initialization import initialize
-from shearling.models.layers.attention import Attention, Context, KVCache
+from shearling.models.layers.attention import SHORT, Attention, Context, KVCache
 from shearling.models.layers.feedforward import build_feedforward
 from shearling.models.layers.linear import Linear
 from shearling.models.layers.normalization import build_norm
@@ -101,7 +101,8 @@ class Transformer(nn.Module):
         elif document_ids_BT is not None:
             same = document_ids_BT[:, None, :, None] == document_ids_BT[:, None, None, :]
             mask = same & torch.ones(T, T, dtype=torch.bool, device=tokens_BT.device).tril()
-        return Context(*self.position.tables(positions_T), mask, self.dtype, caches)
+        short = mask is None and caches is None and T <= SHORT and tokens_BT.device.type == "cpu"
+        return Context(*self.position.tables(positions_T), mask, short, self.dtype, caches)
 
     def _run(self, layer: Callable[..., Any], x_BTD: torch.Tensor, context: Context) -> torch.Tensor:
         if self.checkpoint_activations and self.training:

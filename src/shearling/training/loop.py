@@ -15,7 +15,7 @@ from shearling.files import locked
 from shearling.seeding import derive_seed
 from shearling.training import run_folder
 from shearling.training.checkpoints import load_latest, point, prune, save_checkpoint, saved_steps
-from shearling.training.device import describe, measure_peak, pick_compile, pick_device
+from shearling.training.device import describe, keep_freed_memory, measure_peak, pick_compile, pick_device
 from shearling.training.evaluate import evaluate
 from shearling.training.interrupts import Interrupts
 from shearling.training.monitor import Monitor, StepFigures
@@ -86,6 +86,7 @@ def train(config: ExperimentSpec, resume: bool = False) -> dict[str, Any]:
 
 
 def _train(config: ExperimentSpec, run: RunFolder, resume: bool) -> dict[str, Any]:
+    keep_freed_memory()
     device = pick_device(config.training.device)
     compile_blocks, why = pick_compile(config.training.compile, device)
     manifest = load_manifest(config.data.path)

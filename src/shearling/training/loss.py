@@ -10,9 +10,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-CHUNK_ELEMENTS = 2**22  # logits at once: 8 MB of bf16 and 16 of fp32, which a shared cache holds
+CHUNK_ELEMENTS = 2**23  # logits at once: with fewer rows the products slow down, with more nothing is gained
+EXACT_ELEMENTS = 2**21  # of these in fp32 at once: 8 MB, which a shared cache holds
+PRODUCT_ROWS = 4096  # of the weight's gradient at a time, for the same reason
 SMALLEST_P = 1e-30  # below it the fp32 softmax loses digits, and the loss is taken from the logits
-CHUNKS_PER_PRODUCT = 4  # the weight's gradient is added up in fp32 once in so many chunks
 
 
 def head_loss(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
@@ -27,7 +28,7 @@ def head_loss(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch
 def token_losses(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of each token in nats, (N,) in fp32, without gradients."""
     weight = weight_VD.to(hidden_ND.dtype)
-    rows = _rows(weight.size(0))
+    rows = _rows(CHUNK_ELEMENTS, weight.size(0), len(targets_N))
     losses = [
         F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="none")
         for hidden, targets in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
@@ -35,63 +36,57 @@ def token_losses(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: to
     return torch.cat(losses)
 
 
-def _rows(vocab_size: int) -> int:
-    return max(1, CHUNK_ELEMENTS // vocab_size)
+def _rows(elements: int, vocab_size: int, n_tokens: int) -> int:
+    return min(max(1, elements // vocab_size), n_tokens)
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-        dtype, n_tokens, vocab_size = hidden_ND.dtype, hidden_ND.size(0), weight_VD.size(0)
-        weight = weight_VD.to(dtype)
-        rows = min(_rows(vocab_size), n_tokens)
-        chunk = _Chunk(rows, vocab_size, hidden_ND)
-        gradient_NV = hidden_ND.new_empty(min(rows * CHUNKS_PER_PRODUCT, n_tokens), vocab_size)
+        n_tokens, (vocab_size, d_model) = hidden_ND.size(0), weight_VD.shape
+        weight = weight_VD.to(hidden_ND.dtype)
+        rows = _rows(CHUNK_ELEMENTS, vocab_size, n_tokens)
+        # Buffers are made once: fresh pages for each chunk would cost more than the softmax.
+        logits_NV = hidden_ND.new_empty(rows, vocab_size)
+        exact_NV = hidden_ND.new_empty(_rows(EXACT_ELEMENTS, vocab_size, rows), vocab_size, dtype=torch.float32)
+        rounded_VD, exact_VD = weight.new_empty(PRODUCT_ROWS, d_model), weight_VD.new_empty(PRODUCT_ROWS, d_model)
         hidden_gradient = torch.empty_like(hidden_ND)
         weight_gradient = torch.zeros_like(weight_VD, dtype=torch.float32)
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
-        for start in range(0, n_tokens, gradient_NV.size(0)):
-            hidden, targets = (part[start : start + gradient_NV.size(0)] for part in (hidden_ND, targets_N))
-            gradient = gradient_NV[: hidden.size(0)]
-            for first in range(0, hidden.size(0), rows):
-                here = slice(first, first + rows)
-                total += chunk.loss(hidden[here], weight, targets[here], out=gradient[here])
-            torch.mm(gradient, weight, out=hidden_gradient[start : start + hidden.size(0)])
-            weight_gradient += (gradient.t() @ hidden).float()
-        ctx.save_for_backward(hidden_gradient, weight_gradient)
+        for start in range(0, n_tokens, rows):
+            hidden, targets = hidden_ND[start : start + rows], targets_N[start : start + rows]
+            logits = logits_NV[: hidden.size(0)]
+            torch.mm(hidden, weight.t(), out=logits)
+            for part, part_targets in zip(logits.split(exact_NV.size(0)), targets.split(exact_NV.size(0)), strict=True):
+                total += _to_gradient(part, part_targets, exact_NV[: part.size(0)])
+            torch.mm(logits, weight, out=hidden_gradient[start : start + rows])
+            for block, columns in zip(
+                weight_gradient.split(PRODUCT_ROWS), logits.split(PRODUCT_ROWS, dim=1), strict=True
+            ):
+                rounded, exact = rounded_VD[: block.size(0)], exact_VD[: block.size(0)]
+                torch.mm(columns.t(), hidden, out=rounded)
+                block += exact.copy_(rounded)
+        ctx.gradients = hidden_gradient, weight_gradient
         return total / n_tokens
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        hidden_gradient, weight_gradient = ctx.saved_tensors
+        hidden_gradient, weight_gradient = ctx.gradients
+        del ctx.gradients  # scaled in place: a second backward pass would have none
         scale = gradients[0] / hidden_gradient.size(0)
-        return hidden_gradient * scale.to(hidden_gradient.dtype), weight_gradient * scale, None
+        return hidden_gradient * scale, weight_gradient.mul_(scale), None
 
 
-class _Chunk:
-    """Buffers for the logits of a chunk of tokens, made once: fresh pages for each would cost more than the softmax."""
-
-    def __init__(self, rows: int, vocab_size: int, like: torch.Tensor) -> None:
-        self.logits = like.new_empty(rows, vocab_size)
-        self.exact = like.new_empty(rows, vocab_size, dtype=torch.float32)
-        self.softmax = like.new_empty(rows, vocab_size, dtype=torch.float32)
-        self.row_numbers = torch.arange(rows, device=like.device)
-
-    def loss(
-        self, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, out: torch.Tensor
-    ) -> torch.Tensor:
-        """Sum of the chunk's cross-entropies in fp32; its gradient with respect to the logits goes to `out`."""
-        n = hidden_ND.size(0)
-        logits, exact, softmax = self.logits[:n], self.exact[:n], self.softmax[:n]
-        torch.mm(hidden_ND, weight_VD.t(), out=logits)
-        exact.copy_(logits)
-        torch.softmax(exact, dim=-1, out=softmax)
-        p_N = softmax[self.row_numbers[:n], targets_N]
-        # In fp32, before rounding: bf16 would take a sure token's 0.999 for 1, and its gradient for 0.
-        softmax[self.row_numbers[:n], targets_N] = p_N - 1
-        out.copy_(softmax)
-        losses_N = -p_N.log()
-        lost = p_N < SMALLEST_P
-        if lost.any():
-            losses_N[lost] = F.cross_entropy(exact[lost], targets_N[lost], reduction="none")
-        return losses_N.sum()
+def _to_gradient(logits_NV: torch.Tensor, targets_N: torch.Tensor, exact_NV: torch.Tensor) -> torch.Tensor:
+    """Sum of the cross-entropies in fp32; the logits become its gradient to them. `exact_NV` is scratch."""
+    rows = torch.arange(logits_NV.size(0), device=logits_NV.device)
+    exact_NV.copy_(logits_NV)
+    torch.softmax(exact_NV, dim=-1, out=exact_NV)
+    p_N = exact_NV[rows, targets_N]
+    losses_N = -p_N.log()
+    lost = p_N < SMALLEST_P
+    if lost.any():
+        losses_N[lost] = F.cross_entropy(logits_NV[lost].float(), targets_N[lost], reduction="none")
+    exact_NV[rows, targets_N] = p_N - 1  # in fp32: bf16 would take a sure token's 0.999 for 1, and its gradient for 0
+    logits_NV.copy_(exact_NV)
+    return losses_N.sum()

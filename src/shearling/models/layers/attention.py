@@ -5,10 +5,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from shearling.models.layers.linear import Linear
 from shearling.models.layers.position import rotate
 from shearling.models.spec import ModelSpec
+
+SHORT = 512
+"""Tokens up to which scores in memory beat the fused kernel on a CPU, in training."""
 
 
 class KVCache:
@@ -35,6 +39,7 @@ class Context:
     Attributes:
         cos, sin: rotary tables of the positions at hand, (T, K/2) in fp32.
         mask: which keys a query sees, boolean (B, 1, T, S); None means plainly causal.
+        short: plainly causal and short enough for `short_attention`.
         dtype: arithmetic of the branches; the residual stream stays fp32.
         caches: one cache a layer while generating, else None.
     """
@@ -42,8 +47,23 @@ class Context:
     cos: torch.Tensor
     sin: torch.Tensor
     mask: torch.Tensor | None
+    short: bool
     dtype: torch.dtype
     caches: list[KVCache] | None = None
+
+
+def short_attention(q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor) -> torch.Tensor:
+    """Causal softmax(Q Kᵀ / sqrt(K)) V with all scores in memory: on a CPU the faster way while T is short.
+
+    Its products are plain batched ones, forward and backward; the fused kernel's backward pass runs at a fraction of
+    their speed there. Called under `checkpoint`: scores are cheaper made again than kept for the backward pass.
+    Scores are rounded to the dtype of q; the softmax of each row is fp32 inside.
+    """
+    B, H, T, K = q_BHTK.shape
+    q, k, v = (x.reshape(B * H, T, K) for x in (q_BHTK, k_BHTK, v_BHTK))
+    future_1TT = torch.full((1, T, T), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
+    scores = torch.baddbmm(future_1TT, q, k.transpose(1, 2), alpha=K**-0.5)
+    return torch.bmm(torch.softmax(scores, dim=-1), v).view(B, H, T, K)
 
 
 class Attention(nn.Module):
@@ -71,12 +91,11 @@ class Attention(nn.Module):
             k, v = context.caches[self.layer].append(k, v)
         if self.groups > 1:  # the CPU's fused kernel takes no grouped keys; repeating them costs less than its fallback
             k, v = k.repeat_interleave(self.groups, dim=1), v.repeat_interleave(self.groups, dim=1)
-        y_BHTK = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=context.mask,
-            is_causal=context.mask is None and T > 1,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        dropout = self.dropout if self.training else 0.0
+        if context.short and not dropout:
+            y_BHTK = checkpoint(short_attention, q, k, v, use_reentrant=False, preserve_rng_state=False)
+        else:
+            y_BHTK = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=context.mask, is_causal=context.mask is None and T > 1, dropout_p=dropout
+            )
         return self.o_proj(y_BHTK.transpose(1, 2).reshape(B, T, D))
