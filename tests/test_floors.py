@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "shearling"
 
 # From the ground up. What stands on one floor does not import each other.
 FLOORS = [
-    {"errors", "files", "seeding"},
+    {"errors", "seeding"},
+    {"files"},
     {"config"},
     {"models", "data", "quantization"},
     {"training", "formats"},

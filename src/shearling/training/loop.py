@@ -86,6 +86,8 @@ def train(config: ExperimentSpec, resume: bool = False) -> dict[str, Any]:
 
 
 def _train(config: ExperimentSpec, run: RunFolder, resume: bool) -> dict[str, Any]:
+    if run.begun and not resume:
+        raise UserError(f"{run.path}: holds a run already: go on with it by --resume, or choose another output_dir")
     keep_freed_memory()
     device = pick_device(config.training.device)
     compile_blocks, why = pick_compile(config.training.compile, device)
@@ -114,15 +116,13 @@ def _train(config: ExperimentSpec, run: RunFolder, resume: bool) -> dict[str, An
     state = build_state(config, device, compile_blocks)
     if not run.begun:
         run.create(dump(config), run_folder.provenance(describe(device), identity), config.data.path / "tokenizer")
-    elif not resume:
-        raise UserError(f"{run.path}: holds a run already: go on with it by --resume, or choose another output_dir")
     _check_identity(run, config, identity)
-    trackers = build_trackers(config.training.trackers, run.path, config.name, config.model_dump(mode="json"))
     with Interrupts() as interrupts:
         checkpoint = load_latest(run.checkpoints, warn=lambda text: print(f"warning: {text}", file=sys.stderr))
         if checkpoint is not None:
             restore(state, checkpoint)
         run.cut_metrics(state.progress.step if checkpoint else -1)
+        trackers = build_trackers(config.training.trackers, run.path, config.name, config.model_dump(mode="json"))
         with Monitor(run, trackers, config.training.log_every) as monitor:
             job = Job(
                 config, resolved, run, stream, held_out, measure_peak(device, state.model.dtype), monitor, interrupts,

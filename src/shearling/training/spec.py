@@ -16,7 +16,7 @@ class AdamWSpec(Spec):
     kind: Literal["adamw"] = "adamw"
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
     betas: tuple[float, float] = Field((0.9, 0.95), description="decay of the first and second moment")
-    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
+    eps: float = Field(1e-8, ge=1e-30, description="added to the root of the second moment")
     weight_decay: float = Field(0.1, ge=0, description="decoupled decay of matrices; norms and biases have none")
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """What changes while a model trains, and its way into a checkpoint and back."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,7 +49,7 @@ class Progress:
         """Record an evaluation; whether it is the best so far."""
         self.first = self.first or evaluation
         self.last = evaluation
-        if self.best is None or evaluation.loss < self.best.loss:
+        if self.best is None or math.isnan(self.best.loss) or evaluation.loss < self.best.loss:
             self.best = evaluation
             return True
         return False
@@ -87,7 +88,8 @@ def build_state(config: ExperimentSpec, device: torch.device, compile_blocks: bo
 
 def to_checkpoint(state: TrainState, extra: dict[str, Any]) -> Checkpoint:
     """A view of the state for saving; `extra` is kept with the progress."""
-    from dataclasses import asdict
+    import math
+from dataclasses import asdict
 
     weights = {name: parameter.detach() for name, parameter in state.model.named_parameters()}
     return Checkpoint(
