@@ -1,7 +1,7 @@
 """What changes while a model trains, and its way into a checkpoint and back."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -88,9 +88,6 @@ def build_state(config: ExperimentSpec, device: torch.device, compile_blocks: bo
 
 def to_checkpoint(state: TrainState, extra: dict[str, Any]) -> Checkpoint:
     """A view of the state for saving; `extra` is kept with the progress."""
-    import math
-from dataclasses import asdict
-
     weights = {name: parameter.detach() for name, parameter in state.model.named_parameters()}
     return Checkpoint(
         weights, optimizer_tensors(state.model, state.optimizer), {"progress": asdict(state.progress), **extra}
