@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+import signal
 import time
 
 import pytest
@@ -11,7 +13,7 @@ import torch.nn.functional as F
 from shearling.config import load
 from shearling.data.shards import open_dataset
 from shearling.data.stream import BatchStream, EvaluationSet
-from shearling.errors import UserError
+from shearling.errors import Interrupted, UserError
 from shearling.files import locked
 from shearling.models.transformer import Transformer
 from shearling.training import checkpoints, step
@@ -29,6 +31,18 @@ CPU = torch.device("cpu")
 def final_hash(config: ExperimentSpec) -> str:
     folder = checkpoints.step_folder(RunFolder(config.output_dir).checkpoints, config.training.steps)
     return checkpoints.weights_hash(folder)
+
+
+@pytest.fixture
+def swapped_tokenizer(corpus, tmp_path):
+    """The corpus with one byte of its tokenizer's file changed."""
+    folder = tmp_path / "swapped"
+    shutil.copytree(corpus, folder)
+    file = folder / "tokenizer" / "tokenizer.model"
+    content = file.read_bytes().replace(b"Lily", b"Lola", 1)
+    assert content != file.read_bytes()
+    file.write_bytes(content)
+    return folder
 
 
 def flat(model: torch.nn.Module) -> torch.Tensor:
@@ -80,6 +94,16 @@ class TestARun:
         assert time.perf_counter() - began < 12
         rates = [line["learning_rate"] for line in RunFolder(config.output_dir).read_metrics() if "loss" in line]
         assert rates[-1] == pytest.approx(0.1 * max(rates), rel=0.2)
+
+    @pytest.mark.parametrize(
+        "options", [{"save_every": 1, "evaluate_every": None}, {"evaluate_every": 1, "save_every": None}]
+    )
+    def test_of_minutes_evaluates_and_saves_its_last_step(self, experiment, options):
+        config = experiment(training={"minutes": 0.04, "optimizer": {"learning_rate": 1e-9}, **options})
+        results = train(config)
+        run = RunFolder(config.output_dir)
+        last = max(line["step"] for line in run.read_metrics())
+        assert results["step"] == last == checkpoints.saved_steps(run.checkpoints)[-1]
 
     def test_keeps_the_best_and_the_last_checkpoints(self, experiment):
         # A learning rate far too high after a good start: later evaluations are worse than the first.
@@ -222,6 +246,48 @@ class TestResuming:
         output = capsys.readouterr()
         assert "damaged" in output.out + output.err
 
+    @pytest.mark.parametrize("at", [6, 12])
+    def test_makes_up_for_an_evaluation_that_a_signal_cut_short(self, experiment, tmp_path, monkeypatch, at):
+        import shearling.training.loop as loop
+
+        whole, stopped = experiment(), experiment(output_dir=str(tmp_path / "stopped"))
+        expected = train(whole)
+
+        def interrupted(model, held_out, step, **named):
+            if step == at:
+                raise Interrupted(signal.SIGTERM)
+            return evaluate(model, held_out, step, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "evaluate", interrupted)
+            with pytest.raises(Interrupted):
+                train(stopped)
+        results = train(stopped, resume=True)
+        assert {key: results[key] for key in ("step", "loss", "best", "first")} == {
+            key: expected[key] for key in ("step", "loss", "best", "first")
+        }
+        evaluations = [
+            line["step"] for line in RunFolder(stopped.output_dir).read_metrics() if "validation_loss" in line
+        ]
+        assert evaluations == [0, 6, 12]
+
+    def test_repairs_links_that_a_kill_left_behind(self, experiment, monkeypatch):
+        config = experiment()
+        train(config)
+        root = RunFolder(config.output_dir).checkpoints
+        for name in ("latest", "best"):
+            checkpoints.point(root, name, 10)
+        train(config, resume=True)
+        assert (root / "best").readlink().name == (root / "latest").readlink().name == "step_00000012"
+
+    def test_where_no_checkpoint_is_whole_is_refused(self, experiment):
+        config = experiment()
+        train(config)
+        for state in RunFolder(config.output_dir).checkpoints.glob("step_*/state.json"):
+            state.write_text("{}")
+        with pytest.raises(UserError, match="no whole checkpoint is left"):
+            train(config, resume=True)
+
     def test_of_a_finished_run_changes_nothing(self, experiment):
         config = experiment()
         first = train(config)
@@ -266,6 +332,15 @@ class TestRefusals:
             other = experiment(data={"path": str(tmp_path / name)})
             with pytest.raises(UserError, match="data"):
                 train(other, resume=True)
+
+    def test_of_data_whose_tokenizer_was_swapped(self, experiment, swapped_tokenizer):
+        config = experiment(data={"path": str(swapped_tokenizer)})
+        with pytest.raises(UserError, match="not the tokenizer that these tokens were made with"):
+            train(config)
+
+    def test_of_writing_into_the_data(self, experiment):
+        with pytest.raises(UserError, match="the folder of the data"):
+            train(experiment(output_dir=str(experiment().data.path)))
 
     def test_of_a_vocabulary_smaller_than_the_tokenizers(self, experiment):
         with pytest.raises(UserError, match=r"model\.vocab_size 200 is smaller than the 300"):

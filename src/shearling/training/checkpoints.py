@@ -6,6 +6,7 @@
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -97,12 +98,20 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def load_latest(root: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint below `root`, or None where there is none; damaged ones are warned of."""
+    """The newest whole checkpoint below `root`, or None where none was ever saved; damaged ones are warned of.
+
+    Raises:
+        UserError: there are checkpoints, but none is whole.
+    """
     for step in reversed(saved_steps(root)):
         try:
             return load_checkpoint(step_folder(root, step))
         except UserError as error:
-            warn(f"{error}; going back to the checkpoint before it")
+            warn(f"{error}; looking for one before it")
+    if saved_steps(root):
+        raise UserError(
+            f"{root}: no whole checkpoint is left: choose another output_dir, or remove this folder to begin again"
+        )
     return None
 
 
@@ -148,4 +157,5 @@ def _save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:  # how the library reports what the system said
-        raise OSError(f"{path}: {error}") from error
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else None, f"{path}: {error}") from error

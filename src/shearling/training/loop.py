@@ -1,14 +1,16 @@
 """The training loop: functions over one TrainState."""
 
+import errno
 import math
 import sys
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from shearling.config import differences, dump, fingerprint, load
 from shearling.data.manifest import load_manifest
-from shearling.data.shards import open_dataset
+from shearling.data.shards import load_tokenizer_of, open_dataset
 from shearling.data.stream import BatchStream, EvaluationSet
 from shearling.errors import Interrupted, UserError
 from shearling.files import locked
@@ -23,9 +25,11 @@ from shearling.training.resolve import Resolved, resolve
 from shearling.training.run_folder import RunFolder
 from shearling.training.schedules import learning_rate_factor
 from shearling.training.spec import ExperimentSpec
-from shearling.training.state import Evaluation, TrainState, build_state, restore, to_checkpoint
+from shearling.training.state import Evaluation, Progress, TrainState, build_state, restore, to_checkpoint
 from shearling.training.step import train_step
 from shearling.training.trackers import build_trackers
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,11 @@ class Job:
 class Clock:
     """Wall-clock seconds of a run over all its processes, and the share of its horizon that is done."""
 
-    def __init__(self, job: Job, seconds_before: float) -> None:
-        self._start = time.perf_counter() - seconds_before
+    def __init__(self, job: Job, progress: Progress) -> None:
+        self._start = time.perf_counter() - progress.seconds
+        self._progress = progress
         self._total_steps = job.resolved.total_steps
         self._budget = 60 * (job.config.training.minutes or math.inf)
-        self.reserve = 0.0
 
     @property
     def seconds(self) -> float:
@@ -58,10 +62,10 @@ class Clock:
         return time.perf_counter() - self._start
 
     def done(self, step: int) -> float:
-        """Share of the horizon behind us, in [0, 1]; of a minutes budget `reserve` seconds are kept for the end."""
+        """Share of the horizon behind us, in [0, 1]; of a minutes budget the time to evaluate and save is kept back."""
         if self._total_steps is not None:
             return min(1.0, step / self._total_steps)
-        return min(1.0, self.seconds / max(self._budget - self.reserve, 1e-9))
+        return min(1.0, self.seconds / max(self._budget - self._progress.closing_seconds, 1e-9))
 
 
 def train(config: ExperimentSpec, resume: bool = False) -> dict[str, Any]:
@@ -82,10 +86,13 @@ def train(config: ExperimentSpec, resume: bool = False) -> dict[str, Any]:
         except OSError as error:
             steps = saved_steps(run.checkpoints)
             whole = f"the last whole checkpoint is of step {steps[-1]:,}" if steps else "no checkpoint was saved yet"
-            raise UserError(f"{run.path}: {error}: {whole}; make room and go on with --resume") from error
+            mend = "make room" if error.errno in FULL else "mend that"
+            raise UserError(f"{run.path}: {error}: {whole}; {mend} and go on with --resume") from error
 
 
 def _train(config: ExperimentSpec, run: RunFolder, resume: bool) -> dict[str, Any]:
+    if run.path.resolve() == config.data.path.resolve():
+        raise UserError(f"output_dir {run.path} is the folder of the data: choose another output_dir")
     if run.begun and not resume:
         raise UserError(f"{run.path}: holds a run already: go on with it by --resume, or choose another output_dir")
     keep_freed_memory()
@@ -115,12 +122,14 @@ def _train(config: ExperimentSpec, run: RunFolder, resume: bool) -> dict[str, An
     )
     state = build_state(config, device, compile_blocks)
     if not run.begun:
-        run.create(dump(config), run_folder.provenance(describe(device), identity), config.data.path / "tokenizer")
+        run.create(dump(config), run_folder.provenance(describe(device), identity), load_tokenizer_of(config.data.path))
     _check_identity(run, config, identity)
     with Interrupts() as interrupts:
         checkpoint = load_latest(run.checkpoints, warn=lambda text: print(f"warning: {text}", file=sys.stderr))
         if checkpoint is not None:
             restore(state, checkpoint)
+            point(run.checkpoints, "latest", state.progress.step)  # a kill may have come before the links
+            _point_best(run.checkpoints, state.progress)
         run.cut_metrics(state.progress.step if checkpoint else -1)
         trackers = build_trackers(config.training.trackers, run.path, config.name, config.model_dump(mode="json"))
         with Monitor(run, trackers, config.training.log_every) as monitor:
@@ -153,34 +162,37 @@ def _check_identity(run: RunFolder, config: ExperimentSpec, identity: dict[str, 
 
 def _run_to_horizon(job: Job, state: TrainState) -> dict[str, Any]:
     progress = state.progress
-    clock = Clock(job, progress.seconds)
+    clock = Clock(job, progress)
+    changed = progress.first is None  # whether there is something that no checkpoint has
     if progress.step:
         job.monitor.say(f"resumed at step {progress.step:,}, epoch {job.stream.epoch(progress.step):.2f}")
     try:
-        if progress.first is None:
-            _evaluate_and_save(job, state, clock, finished=False)
-        while clock.done(progress.step) < 1:
-            began = time.perf_counter()
-            done = clock.done(progress.step)
-            rate = job.config.training.optimizer.learning_rate * learning_rate_factor(
-                job.config.training.schedule, progress.step, done, job.resolved.total_steps
-            )
-            loss, norm = train_step(
-                state, job.stream.batch(progress.step), job.config, rate, check=job.interrupts.check
-            )
-            progress.seconds = clock.seconds
-            _record_step(job, state, loss, norm, rate, time.perf_counter() - began, clock.done(progress.step))
-            _evaluate_and_save(job, state, clock, finished=clock.done(progress.step) >= 1)
+        while True:
+            finished = clock.done(progress.step) >= 1  # read once a turn: what follows takes time of its own
+            _evaluate_and_save(job, state, clock, finished, changed)
+            if finished:
+                break
+            _take_step(job, state, clock)
+            changed = True
     except Interrupted:
         state.optimizer.zero_grad(set_to_none=True)
         progress.seconds = clock.seconds
-        if progress.step not in saved_steps(job.run.checkpoints):
-            _save(job, state)
+        _save(job, state)
         job.monitor.say(f"interrupted: saved at step {progress.step:,}; go on with --resume")
         raise
     results = _results(job, state)
     run_folder.write_json(job.run.results, results)
     return results
+
+
+def _take_step(job: Job, state: TrainState, clock: Clock) -> None:
+    progress, training = state.progress, job.config.training
+    began, done = time.perf_counter(), clock.done(progress.step)
+    factor = learning_rate_factor(training.schedule, progress.step, done, job.resolved.total_steps)
+    rate = training.optimizer.learning_rate * factor
+    loss, norm = train_step(state, job.stream.batch(progress.step), job.config, rate, check=job.interrupts.check)
+    progress.seconds = clock.seconds
+    _record_step(job, state, loss, norm, rate, time.perf_counter() - began, clock.done(progress.step))
 
 
 def _record_step(
@@ -214,11 +226,13 @@ def _record_step(
     )
 
 
-def _evaluate_and_save(job: Job, state: TrainState, clock: Clock, finished: bool) -> None:
-    """Whatever is due after a step; a new best is always saved, so that `best` leads somewhere."""
+def _evaluate_and_save(job: Job, state: TrainState, clock: Clock, finished: bool, changed: bool) -> None:
+    """Whatever is due at this step and not yet done; a new best is always saved, so that `best` leads somewhere."""
     began, progress, training = time.perf_counter(), state.progress, job.config.training
     improved = False
-    if finished or progress.step == 0 or _due(progress.step, training.evaluate_every):
+    due = finished or progress.step == 0 or _due(progress.step, training.evaluate_every)
+    missing = progress.last is None or progress.last.step != progress.step
+    if due and missing:
         evaluation = evaluate(
             state.model,
             job.held_out,
@@ -230,10 +244,12 @@ def _evaluate_and_save(job: Job, state: TrainState, clock: Clock, finished: bool
         )
         improved = progress.note(evaluation)
         _show(job, evaluation, progress.tokens)
+        progress.closing_seconds = max(progress.closing_seconds, time.perf_counter() - began)
     progress.seconds = clock.seconds
-    if finished or improved or _due(progress.step, training.save_every):
+    if improved or (changed and (finished or _due(progress.step, training.save_every))):
         _save(job, state)
-        clock.reserve = time.perf_counter() - began
+        if improved:
+            progress.closing_seconds = max(progress.closing_seconds, time.perf_counter() - began)
 
 
 def _due(step: int, every: int | None) -> bool:
@@ -257,10 +273,14 @@ def _show(job: Job, evaluation: Evaluation, tokens: int) -> None:
 def _save(job: Job, state: TrainState) -> None:
     progress, root = state.progress, job.run.checkpoints
     save_checkpoint(root, progress.step, to_checkpoint(state, {"identity": job.identity}))
-    best = progress.best.step if progress.best else None
-    if best == progress.step:
-        point(root, "best", progress.step)
-    prune(root, progress.step, job.config.training.keep_last, best)
+    _point_best(root, progress)
+    prune(root, progress.step, job.config.training.keep_last, progress.best.step if progress.best else None)
+
+
+def _point_best(root: Path, progress: Progress) -> None:
+    """Make the link `best` lead to the best evaluation's checkpoint, where that was saved."""
+    if progress.best and progress.best.step in saved_steps(root):
+        point(root, "best", progress.best.step)
 
 
 def _results(job: Job, state: TrainState) -> dict[str, Any]:

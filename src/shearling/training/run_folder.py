@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from shearling.data.tokenizers import Tokenizer
 from shearling.errors import UserError
 from shearling.files import write_atomically
 
@@ -36,11 +37,11 @@ class RunFolder:
         """Whether a run has been started here."""
         return self.config.exists()
 
-    def create(self, config_yaml: str, provenance: dict[str, Any], tokenizer: Path) -> None:
+    def create(self, config_yaml: str, provenance: dict[str, Any], tokenizer: Tokenizer) -> None:
         """Begin a run: its config, where it comes from, its tokenizer. The config comes last and marks it as begun."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.log.parent.mkdir(exist_ok=True)
-        shutil.copytree(tokenizer, self.tokenizer, dirs_exist_ok=True)
+        tokenizer.save(self.tokenizer)
         write_json(self.provenance, provenance)
         write_atomically(self.config, config_yaml)
 

@@ -33,6 +33,7 @@ class Progress:
         tokens: tokens trained on.
         seconds: wall-clock time spent so far, evaluation and checkpoints included.
         skipped: steps skipped because the loss or gradient was not finite; `skipped_in_a_row` of them just now.
+        closing_seconds: the longest that evaluating and saving has taken: what a minutes budget keeps back for its end.
         first, last, best: evaluations.
     """
 
@@ -41,6 +42,7 @@ class Progress:
     seconds: float = 0.0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    closing_seconds: float = 0.0
     first: Evaluation | None = None
     last: Evaluation | None = None
     best: Evaluation | None = None
