@@ -10,10 +10,10 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.installed
-	$(BIN)/shearling prepare pystdlib --out data/pystdlib --vocab-size 4096
+	$(BIN)/shearling prepare pystdlib --out data/pystdlib --vocab-size 4096 --overwrite
 	rm -rf outputs/demo
 	$(BIN)/shearling train configs/experiments/demo.yaml
-	$(BIN)/shearling generate outputs/demo -i "def " -n 200 -t 0.8
+	$(BIN)/shearling generate outputs/demo -i "def " -n 200 -t 0.8 -s 1
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest

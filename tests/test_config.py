@@ -213,7 +213,7 @@ def test_all_errors_come_at_once_each_with_file_key_and_mend(write):
         "a.yaml:5: notes: ${nobody} has no value: Interpolation key 'nobody' not found",
         "base.yaml:1: car.seat: unknown key: did you mean car.seats?",
         'base.yaml:2: engine.kind: should be steam or diesel, not "deisel": did you mean diesel?',
-        "command line: --miles: has no value: write --miles=value",
+        "command line: --miles: no option of this command, and as an override it has no value: write --miles=value",
         "command line: octan: unknown key: did you mean engine.octane?",
         "command line: power: may be engine.power, car.power: write more of the name",
     ]

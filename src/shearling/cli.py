@@ -129,7 +129,9 @@ def generate(
     top_p: Annotated[
         float, typer.Option("-p", "--top-p", min=0, max=1, help="mass of the likeliest tokens kept")
     ] = 0.9,
-    seed: Annotated[int | None, typer.Option("-s", "--seed", min=0, help="same seed, same text [the clock]")] = None,
+    seed: Annotated[
+        int | None, typer.Option("-s", "--seed", min=0, max=2**63 - 1, help="same seed, same text [the clock]")
+    ] = None,
 ) -> None:
     """Continue a text with a trained model, as it comes; tokens per second on standard error."""
     from shearling.experiments.sample import write_text

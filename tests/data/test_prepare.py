@@ -1,6 +1,8 @@
 """What `prepare` promises: the same bytes, the same split, problems told, nothing of the user's overwritten."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -254,3 +256,58 @@ def test_a_tokenizer_never_sees_held_out_text(tmp_path: Path, source: str, monke
     monkeypatch.setattr(module, "train_tokenizer", spy)
     prepare([source], tmp_path / "data", vocab_size=400, progress=quiet)
     assert set(seen) == set(texts_of(tmp_path / "data", "train"))
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", "spät".encode("utf-16")])
+def test_a_source_without_readable_text_is_an_error_in_words(tmp_path: Path, content: bytes):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        prepare([str(tmp_path / "a.txt")], tmp_path / "data", vocab_size=300, progress=quiet)
+    assert "INTERNAL" not in str(caught.value)
+    assert "text" in str(caught.value)
+
+
+def test_a_field_that_is_not_there_is_told_with_its_first_line(tmp_path: Path, source: str):
+    with pytest.raises(UserError, match=r"could not be read; the first: .*source\.jsonl: "):
+        prepare([source], tmp_path / "data", vocab_size=300, text_field="nope", progress=quiet)
+
+
+def test_a_first_try_that_made_nothing_does_not_stand_in_the_way(tmp_path: Path, source: str):
+    with pytest.raises(UserError, match="too large for so little text"):
+        prepare([source], tmp_path / "data", vocab_size=1_000_000, progress=quiet)
+    assert prepare([source], tmp_path / "data", vocab_size=400, progress=quiet).tokenizer.vocab_size == 400
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"vocab_size": 0}, "--vocab-size 0"),
+        ({"workers": 0}, "--workers 0"),
+        ({"workers": -1}, "--workers -1"),
+        ({"separator": "\udcff"}, "--separator"),
+    ],
+)
+def test_options_out_of_range_are_named(tmp_path: Path, source: str, options: dict, named: str):
+    with pytest.raises(UserError, match=named):
+        prepare([source], tmp_path / "data", progress=quiet, **options)
+
+
+@pytest.mark.parametrize("name", ["", "hub:", "hub::x"])
+def test_a_source_without_a_name_is_an_error(tmp_path: Path, name: str):
+    with pytest.raises(UserError, match=r"a source is empty|names no data set"):
+        prepare([name], tmp_path / "data", progress=quiet)
+
+
+def test_a_full_disk_is_told_and_the_same_command_goes_on(tmp_path: Path, source: str):
+    """A limit on file sizes makes the system refuse a write, as a full disk does."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2048, resource.RLIM_INFINITY));"
+        "from shearling.cli import main; main(sys.argv[1:])"
+    )
+    arguments = ["prepare", source, "--out", str(tmp_path / "data"), "--vocab-size", "400"]
+    limited = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
+    assert limited.returncode == 2, limited.stderr
+    assert "Traceback" not in limited.stderr
+    assert "make room; the same command then goes on" in limited.stderr
+    resumed = prepare([source], tmp_path / "data", vocab_size=400, progress=quiet)
+    assert resumed == prepare([source], tmp_path / "whole", vocab_size=400, progress=quiet)

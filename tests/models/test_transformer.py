@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shearling.models.cost import parameters
+from shearling.models.cost import activation_bytes, parameters
 from shearling.models.layers.normalization import build_norm
 from shearling.models.layers.position import RotaryPosition, rotate
 from shearling.models.spec import LayerNormSpec, ModelSpec, RMSNormSpec, RoPESpec
@@ -189,6 +189,28 @@ def test_bf16_arithmetic_stays_close_to_fp32_and_leaves_masters_alone():
 def test_the_arithmetic_of_parameters_counts_the_real_ones(options):
     model = small(**options)
     assert parameters(model.spec).total == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("options", [{}, {"n_kv_heads": 2}, {"activation": "gelu"}, {"n_layers": 6}])
+def test_the_estimate_of_activations_is_near_what_autograd_keeps(options):
+    model = Transformer(ModelSpec(**{**SMALL, "d_model": 96, "intermediate_size": 256, **options}))
+    model.dtype = torch.bfloat16
+    own = {p.data_ptr() for p in model.parameters()} | {p.numel() for p in model.parameters() if p.ndim == 2}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in own and tensor.numel() not in own:  # neither a weight nor its bf16 copy
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x = torch.randint(97, (40, 32))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        hidden = model(x)
+    head = activation_bytes(model.spec.model_copy(update={"n_layers": 0}), x.numel(), 2, recompute=False)
+    estimate = activation_bytes(model.spec, x.numel(), 2, recompute=False) - head
+    assert sum(kept.values()) == pytest.approx(estimate, rel=0.4)
+    assert hidden.requires_grad
 
 
 class TestInitialization:

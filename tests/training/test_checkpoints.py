@@ -224,11 +224,12 @@ class TestDamage:
         with pytest.raises(UserError, match=r"step_00000003: damaged checkpoint"):
             load_checkpoint(path.parent)
 
-    def test_of_all_checkpoints_leaves_none_and_warns_of_each(self, tmp_path):
+    def test_of_all_checkpoints_is_an_error_after_a_warning_of_each(self, tmp_path):
         for step in (1, 2):
             (save_checkpoint(tmp_path, step, checkpoint()) / "state.json").write_text("{}")
         warnings: list[str] = []
-        assert load_latest(tmp_path, warnings.append) is None
+        with pytest.raises(UserError, match="no whole checkpoint is left"):
+            load_latest(tmp_path, warnings.append)
         assert [text.split(":")[0][-8:] for text in warnings] == ["00000002", "00000001"]
 
     def test_is_mended_by_saving_the_same_step_again(self, tmp_path):

@@ -39,7 +39,7 @@ def swapped_tokenizer(corpus, tmp_path):
     folder = tmp_path / "swapped"
     shutil.copytree(corpus, folder)
     file = folder / "tokenizer" / "tokenizer.model"
-    content = file.read_bytes().replace(b"Lily", b"Lola", 1)
+    content = file.read_bytes().replace(b"<unk>", b"<unx>", 1)
     assert content != file.read_bytes()
     file.write_bytes(content)
     return folder
@@ -72,6 +72,7 @@ class TestARun:
         assert [line["step"] for line in lines if "validation_loss" in line] == [0, 6, 12]
         assert results["tokens"] == 12 * 256
         assert results["seconds"] > 0
+        assert results["weights_sha256"] == final_hash(config)
         assert results["perplexity"] == pytest.approx(math.exp(results["loss"]))
 
     def test_is_the_same_twice(self, experiment, tmp_path):

@@ -25,8 +25,8 @@ def reference(hidden, weight, targets):
 
 @pytest.fixture(params=[(2**30, 2**30), (14 * 50, 4 * 50), (50, 50)], ids=["one-chunk", "fourteen-rows", "one-row"])
 def chunking(request, monkeypatch):
-    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", request.param[0])
-    monkeypatch.setattr(loss_module, "EXACT_ELEMENTS", request.param[1])
+    monkeypatch.setattr(loss_module, "HEAD_LOGITS", request.param[0])
+    monkeypatch.setattr(loss_module, "HEAD_EXACT_LOGITS", request.param[1])
     monkeypatch.setattr(loss_module, "PRODUCT_ROWS", 23)
 
 

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from shearling.data.tokenizers import load_tokenizer
 from shearling.errors import UserError
 from shearling.training import run_folder
 from shearling.training.run_folder import PACKAGES, RunFolder, provenance, read_json
@@ -17,10 +18,8 @@ def run(tmp_path) -> RunFolder:
 
 
 @pytest.fixture
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    (folder / "tokenizer.model").write_bytes(b"\x00\x01")
-    return folder
+def tokenizer(corpus):
+    return load_tokenizer(corpus / "tokenizer")
 
 
 class TestBeginning:
@@ -29,7 +28,7 @@ class TestBeginning:
         assert run.begun
         assert run.config.read_text() == "name: x\n"
         assert json.loads(run.provenance.read_text()) == {"device": "CPU"}
-        assert (run.tokenizer / "tokenizer.model").read_bytes() == b"\x00\x01"
+        assert (run.tokenizer / "tokenizer.model").read_bytes() == tokenizer.serialized
         assert run.checkpoints.is_dir()
 
     def test_that_was_cut_short_has_not_begun_and_can_be_done_again(self, run, tokenizer, monkeypatch):

@@ -37,7 +37,10 @@ def _pairs(arguments: Sequence[str], problems: list[str]) -> Iterator[tuple[str,
         elif not argument.startswith("--"):
             problems.append(f"{COMMAND_LINE}: {argument}: is not an override: write key=value or --key value")
         elif (following := next(rest, None)) is None:
-            problems.append(f"{COMMAND_LINE}: {argument}: has no value: write {argument}=value")
+            problems.append(
+                f"{COMMAND_LINE}: {argument}: no option of this command, and as an override it has no value: "
+                f"write {argument}=value"
+            )
         else:
             yield name, following
 

@@ -77,6 +77,8 @@ def begin(out: Path, settings: Settings, identities: tuple[str, ...], *, overwri
             journal = Journal.model_validate_json((out / JOURNAL).read_bytes())
         except ValidationError as error:
             raise UserError(f"{out / JOURNAL}: damaged; begin anew with --overwrite") from error
+        if journal.tokenizer is None and not journal.documents:
+            return fresh  # nothing has been made yet that the new settings could contradict
         _check_same(out, journal.settings, settings)
         if journal.identities != identities:
             raise UserError(f"{out}: a source has changed since the work was interrupted; begin anew with --overwrite")

@@ -50,6 +50,8 @@ def hub_source(name: str) -> "HubSource":
     if name in HUB_CORPORA:
         return HubSource(name, HUB_CORPORA[name])
     repository, _, rest = name.removeprefix("hub:").partition(":")
+    if not repository.strip("./ ") or not repository.isprintable():
+        raise UserError(f"{name}: names no data set: write hub:OWNER/NAME[:CONFIG[:SPLIT]]")
     config, _, split = rest.partition(":")
     return HubSource(name, HubCorpus(repository, config or None, split or "train"))
 

@@ -93,15 +93,19 @@ def prepare(
         raise UserError("--tokenizer and --vocab-size are both given: a given tokenizer has its own size, drop one")
     if not 0 < validation_share < 1:
         raise UserError(f"--validation-share {validation_share} is not between 0 and 1")
-    if not separator.strip() or "\n" in separator:
-        raise UserError(f"--separator {separator!r} is not one line with something in it")
+    if not separator.strip() or "\n" in separator or not separator.isprintable():
+        raise UserError(f"--separator {separator!r} is not one line of text with something in it")
+    if vocab_size is not None and vocab_size < 1:
+        raise UserError(f"--vocab-size {vocab_size} is not above 0")
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers} is not above 0")
     given = None if tokenizer is None else load_tokenizer(tokenizer)
     settings = Settings(
         sources=tuple(sources),
         text_field=text_field,
         separator=separator,
         tokenizer=None if given is None else given.sha256,
-        vocab_size=None if given is not None else vocab_size or DEFAULT_VOCAB_SIZE,
+        vocab_size=None if given is not None else DEFAULT_VOCAB_SIZE if vocab_size is None else vocab_size,
         validation_share=validation_share,
         tokens_per_shard=tokens_per_shard,
     )
@@ -115,6 +119,8 @@ def prepare(
         work = _Work(out, resolved, given, strict, workers or _cores(), report)
         try:
             return work.finish(journal)
+        except OSError as error:
+            raise UserError(f"{out}: {error}: mend that, or make room; the same command then goes on") from error
         except _NothingHeldOut as nothing:
             # Begun again from the tokenizer on, which must not learn from what is held out.
             journal = Journal(settings=settings, identities=journal.identities, validation_share=nothing.share)
@@ -196,7 +202,18 @@ class _Work:
         assert journal.settings.vocab_size is not None
         documents = (text for _, text in self._documents(options, "sampling", sample=True))
         sample = sample_documents(documents, journal.validation_share)
-        return train_tokenizer(sample, journal.settings.vocab_size)
+        if not sample:
+            raise UserError(f"no text to train a tokenizer on{self._first_problem()}: give more text")
+        try:
+            return train_tokenizer(sample, journal.settings.vocab_size)
+        except UserError as error:
+            raise UserError(f"{error}{self._first_problem()}") from error
+
+    def _first_problem(self) -> str:
+        """What could not be read, in a few words, or nothing."""
+        problems = sum(ledger.problems for ledger in self.ledgers)
+        first = next((problem for ledger in self.ledgers for problem in ledger.first_problems), None)
+        return f" ({problems} could not be read; the first: {first.file}: {first.what})" if first else ""
 
     def _documents(self, options: TextOptions, phase: str, *, sample: bool = False) -> Iterator[tuple[int, str]]:
         """The documents of all sources, each with its source's number. Begins new ledgers.
@@ -276,10 +293,9 @@ class _Work:
     def _check_splits(self, splits: Mapping[Split, SplitRecord], tally: _Tally) -> None:
         documents = sum(tally.documents)
         if documents < 2:
-            first = next((problem for ledger in self.ledgers for problem in ledger.first_problems), None)
-            why = f" ({first.file}: {first.what})" if first else ""
             raise UserError(
-                f"{documents or 'no'} document in all sources{why}: at least two are needed, one of them to hold out"
+                f"{documents or 'no'} document in all sources{self._first_problem()}: at least two are needed, one of "
+                "them to hold out"
             )
         if not splits["validation"].documents:
             raise _NothingHeldOut(math.ceil((tally.lowest_hash + 1) / HASH_RANGE * 1e4) / 1e4)

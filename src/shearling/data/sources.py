@@ -92,6 +92,8 @@ def resolve_source(name: str) -> Source:
     """
     from shearling.data.hub import HUB_CORPORA, hub_source
 
+    if not name.strip():
+        raise UserError("a source is empty: name a corpus, a file or a folder")
     if name in NAMED_SOURCES:
         return NAMED_SOURCES[name](name)
     if name in HUB_CORPORA or name.startswith("hub:"):
@@ -123,10 +125,20 @@ def _standard_library(name: str) -> Source:
     """Every module of this Python's standard library with anything in it, one document a file, in order of their paths.
 
     Without the tests: they are half of it where they are installed at all (many systems leave them out, and the
-    corpus would not be comparable), and some are broken on purpose.
+    corpus would not be comparable), and some are broken on purpose. Without `encodings` and `pydoc_data` too: a
+    sixth of the bytes, nearly all generated tables, which a small model would rather learn than code.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+    left_out = {
+        "site-packages",
+        "dist-packages",
+        "test",
+        "tests",
+        "idle_test",
+        "encodings",
+        "pydoc_data",
+        "__pycache__",
+    }
     modules = (path for path in root.rglob("*.py") if left_out.isdisjoint(path.relative_to(root).parts))
     files = sorted(path for path in modules if path.stat().st_size)
     if not files:

@@ -33,16 +33,8 @@ def draw_loss_curve(run: RunFolder, title: str) -> Path:
     loss_axes.plot(
         [line["tokens"] / 1e6 for line in evaluations],
         [line["validation_loss"] for line in evaluations],
-        color=_ORANGE, marker="o", ms=4, lw=1.2, label="validation",
+        color=_ORANGE, marker="o", ms=4, lw=1.2, label=_validation_label(evaluations),
     )  # fmt: skip
-    if evaluations:
-        last = evaluations[-1]
-        loss_axes.annotate(
-            f"{last['validation_loss']:.3f} nats\n{last['bits_per_byte']:.3f} bits per byte",
-            (last["tokens"] / 1e6, last["validation_loss"]),
-            xytext=(-8, 28), textcoords="offset points", ha="right", color=_ORANGE,
-            arrowprops={"arrowstyle": "-", "color": _ORANGE, "lw": 0.8},
-        )  # fmt: skip
     loss_axes.set(ylabel="loss (nats per token)", title=title)
     loss_axes.legend(frameon=False)
     rate_axes.plot(x, [line["learning_rate"] for line in steps], color=_BLUE, lw=1.2)
@@ -56,6 +48,13 @@ def draw_loss_curve(run: RunFolder, title: str) -> Path:
     plt.close(figure)
     write_atomically(path, picture.getvalue())
     return path
+
+
+def _validation_label(evaluations: list[dict[str, Any]]) -> str:
+    if not evaluations:
+        return "validation"
+    last = evaluations[-1]
+    return f"validation, at last {last['validation_loss']:.3f} nats, {last['bits_per_byte']:.3f} bits per byte"
 
 
 def _smooth(values: list[float], weight: float = 0.9) -> list[float]:

@@ -7,6 +7,12 @@ from dataclasses import dataclass
 
 from shearling.models.spec import LayerNormSpec, ModelSpec, RMSNormSpec
 
+HEAD_LOGITS = 2**23
+"""Logits that the head's loss holds at once: with fewer its products slow down, with more nothing is gained."""
+
+HEAD_EXACT_LOGITS = 2**21
+"""How many of them it holds in fp32: 8 MB, which a shared cache takes."""
+
 FEEDFORWARD_MATRICES = {"swiglu": 3, "gelu": 2}
 """Matrices of a feed-forward sublayer: gate, up and down, or up and down."""
 
@@ -87,14 +93,16 @@ def activation_bytes(spec: ModelSpec, tokens: int, bytes_per_value: int, recompu
     block: the residual stream before each sublayer in fp32 (8·D); and at `bytes_per_value` both normalized inputs
     (2·D), queries and keys before and after rotation and values (2·D + 3·D_kv), attention's result (D), and the
     feed-forward's hidden values (4·F for SwiGLU: gate, up, silu(gate), their product; 2·F for GELU). With
-    `recompute`, every block keeps only its input, and one block at a time all of this. The head adds per token its
-    logits at `bytes_per_value`, and in fp32 a copy and a gradient.
+    `recompute`, every block keeps only its input, and one block at a time all of this. The last norm keeps its input
+    in fp32. The head adds hidden states and their gradient, a chunk of logits, and the gradient of its weight in fp32.
     """
     d_model, d_kv = spec.d_model, spec.kv_heads * spec.head_dim
     hidden = 2 * (FEEDFORWARD_MATRICES[spec.activation] - 1) * spec.intermediate_size
     block = 8 * d_model + bytes_per_value * (5 * d_model + 3 * d_kv + hidden)
     blocks = spec.n_layers * 4 * d_model + block if recompute else spec.n_layers * block
-    return tokens * (blocks + spec.vocab_size * (bytes_per_value + 8))
+    chunk = min(HEAD_LOGITS, tokens * spec.vocab_size) * bytes_per_value + 4 * HEAD_EXACT_LOGITS
+    head = 4 * spec.vocab_size * d_model + chunk
+    return tokens * (blocks + d_model * (4 + 2 * bytes_per_value)) + head
 
 
 def _norm_parameters(norm: RMSNormSpec | LayerNormSpec, d_model: int) -> int:

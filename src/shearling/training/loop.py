@@ -16,7 +16,15 @@ from shearling.errors import Interrupted, UserError
 from shearling.files import locked
 from shearling.seeding import derive_seed
 from shearling.training import run_folder
-from shearling.training.checkpoints import load_latest, point, prune, save_checkpoint, saved_steps
+from shearling.training.checkpoints import (
+    load_latest,
+    point,
+    prune,
+    save_checkpoint,
+    saved_steps,
+    step_folder,
+    weights_hash,
+)
 from shearling.training.device import describe, keep_freed_memory, measure_peak, pick_compile, pick_device
 from shearling.training.evaluate import evaluate
 from shearling.training.interrupts import Interrupts
@@ -93,7 +101,8 @@ def train(config: ExperimentSpec, resume: bool = False) -> dict[str, Any]:
 def _train(config: ExperimentSpec, run: RunFolder, resume: bool) -> dict[str, Any]:
     if run.path.resolve() == config.data.path.resolve():
         raise UserError(f"output_dir {run.path} is the folder of the data: choose another output_dir")
-    if run.begun and not resume:
+    begun = run.begun and bool(saved_steps(run.checkpoints))  # what stopped before its first checkpoint begins again
+    if begun and not resume:
         raise UserError(f"{run.path}: holds a run already: go on with it by --resume, or choose another output_dir")
     keep_freed_memory()
     device = pick_device(config.training.device)
@@ -121,7 +130,7 @@ def _train(config: ExperimentSpec, run: RunFolder, resume: bool) -> dict[str, An
         open_dataset(config.data.path, "validation", verify=True), config.data.validation_tokens
     )
     state = build_state(config, device, compile_blocks)
-    if not run.begun:
+    if not begun:
         run.create(dump(config), run_folder.provenance(describe(device), identity), load_tokenizer_of(config.data.path))
     _check_identity(run, config, identity)
     with Interrupts() as interrupts:
@@ -301,6 +310,7 @@ def _results(job: Job, state: TrainState) -> dict[str, Any]:
         "mfu": flops / progress.seconds / job.peak,
         "skipped_steps": progress.skipped,
         "parameters": job.resolved.parameters.total,
+        "weights_sha256": weights_hash(step_folder(job.run.checkpoints, progress.step)),
     }
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-CHUNK_ELEMENTS = 2**23  # logits at once: with fewer rows the products slow down, with more nothing is gained
-EXACT_ELEMENTS = 2**21  # of these in fp32 at once: 8 MB, which a shared cache holds
-PRODUCT_ROWS = 4096  # of the weight's gradient at a time, for the same reason
+from shearling.models.cost import HEAD_EXACT_LOGITS, HEAD_LOGITS
+
+PRODUCT_ROWS = 4096  # of the weight's gradient at a time, so that a shared cache holds them
 SMALLEST_P = 1e-30  # below it the fp32 softmax loses digits, and the loss is taken from the logits
 
 
@@ -28,7 +28,7 @@ def head_loss(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch
 def token_losses(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of each token in nats, (N,) in fp32, without gradients."""
     weight = weight_VD.to(hidden_ND.dtype)
-    rows = _rows(CHUNK_ELEMENTS, weight.size(0), len(targets_N))
+    rows = _rows(HEAD_LOGITS, weight.size(0), len(targets_N))
     losses = [
         F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="none")
         for hidden, targets in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
@@ -45,10 +45,10 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
         n_tokens, (vocab_size, d_model) = hidden_ND.size(0), weight_VD.shape
         weight = weight_VD.to(hidden_ND.dtype)
-        rows = _rows(CHUNK_ELEMENTS, vocab_size, n_tokens)
+        rows = _rows(HEAD_LOGITS, vocab_size, n_tokens)
         # Buffers are made once: fresh pages for each chunk would cost more than the softmax.
         logits_NV = hidden_ND.new_empty(rows, vocab_size)
-        exact_NV = hidden_ND.new_empty(_rows(EXACT_ELEMENTS, vocab_size, rows), vocab_size, dtype=torch.float32)
+        exact_NV = hidden_ND.new_empty(_rows(HEAD_EXACT_LOGITS, vocab_size, rows), vocab_size, dtype=torch.float32)
         rounded_VD, exact_VD = weight.new_empty(PRODUCT_ROWS, d_model), weight_VD.new_empty(PRODUCT_ROWS, d_model)
         hidden_gradient = torch.empty_like(hidden_ND)
         weight_gradient = torch.zeros_like(weight_VD, dtype=torch.float32)

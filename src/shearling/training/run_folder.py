@@ -53,9 +53,18 @@ class RunFolder:
         write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All whole lines of metrics.jsonl; a last line that a crash cut short is left out."""
-        lines = self.metrics.read_text().split("\n")[:-1]
-        return [json.loads(line) for line in lines]
+        """All whole lines of metrics.jsonl; a last line that a crash cut short is left out.
+
+        Raises:
+            UserError: a line is no JSON.
+        """
+        parsed = []
+        for number, line in enumerate(self.metrics.read_text().split("\n")[:-1], 1):
+            try:
+                parsed.append(json.loads(line))
+            except ValueError as error:
+                raise UserError(f"{self.metrics}:{number}: no JSON ({error}): remove the line") from error
+        return parsed
 
 
 def write_json(path: Path, value: Any) -> None:
