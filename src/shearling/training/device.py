@@ -72,8 +72,8 @@ def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.4)
 def keep_freed_memory() -> None:
     """Have the C library keep freed memory for the next step instead of giving it back to the system.
 
-    By default glibc maps large tensors anew each time and returns their pages when freed; the page faults take a tenth
-    of a training step on a CPU. Where the C library is another one, nothing changes. See mallopt(3).
+    By default glibc maps large tensors anew each time and returns their pages when freed; on a CPU the page faults
+    take a good part of a training step. Where the C library is another one, nothing changes. See mallopt(3).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
