@@ -48,7 +48,10 @@ def shearling() -> None:
 
 @app.command(context_settings=OVERRIDABLE)
 def show(context: typer.Context, config: Config, as_json: Json = False) -> None:
-    """Show what a config means: values and where they come from, parameters, FLOPs, memory, learning rate."""
+    """Show what a config means.
+
+    Values and where they come from, parameters, FLOPs, memory, and the learning rate as a plot.
+    """
     from shearling.experiments.show import render
     from shearling.experiments.summary import as_data, summarize
 
@@ -58,7 +61,10 @@ def show(context: typer.Context, config: Config, as_json: Json = False) -> None:
 
 @app.command()
 def schema(out: Annotated[Path | None, typer.Option(help="write to this file instead of printing")] = None) -> None:
-    """Print the JSON Schema of config files, with which editors complete and check them."""
+    """Print the JSON Schema of config files.
+
+    With it, editors complete and check them.
+    """
     from shearling.config import editor_schema, save_editor_schema
     from shearling.training.spec import ExperimentSpec
 
@@ -70,7 +76,7 @@ def schema(out: Annotated[Path | None, typer.Option(help="write to this file ins
 
 @app.command()
 def prepare(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="named corpora, files or folders")],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="named corpora, files or folders")],
     out: Annotated[Path, typer.Option(help="folder for the token shards")],
     tokenizer: Annotated[Path | None, typer.Option(help="use this tokenizer instead of training one")] = None,
     vocab_size: Annotated[int | None, typer.Option(help="size of the trained tokenizer [4096]")] = None,
@@ -86,7 +92,10 @@ def prepare(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="begin anew whatever the folder holds")] = False,
     as_json: Json = False,
 ) -> None:
-    """Turn text into token shards, training a tokenizer unless given one."""
+    """Turn text into token shards.
+
+    A tokenizer is trained on the text unless one is given. Interrupted, the same command goes on.
+    """
     from shearling.data.manifest import describe
     from shearling.data.prepare import prepare as write_shards
 
@@ -112,7 +121,10 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last whole checkpoint")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run one experiment: train, evaluate, save, and draw the loss curve."""
+    """Train the model of an experiment.
+
+    Evaluates, saves, and draws the loss curve; Ctrl-C saves first.
+    """
     from shearling.experiments.curves import results_table
     from shearling.experiments.run import run_experiment
 
@@ -133,7 +145,10 @@ def generate(
         int | None, typer.Option("-s", "--seed", min=0, max=2**63 - 1, help="same seed, same text [the clock]")
     ] = None,
 ) -> None:
-    """Continue a text with a trained model, as it comes; tokens per second on standard error."""
+    """Continue a text with a trained model.
+
+    The text comes as it is drawn; tokens per second go to standard error.
+    """
     from shearling.experiments.sample import write_text
 
     speed = write_text(
@@ -144,7 +159,7 @@ def generate(
     print(f"{speed:.1f} tokens/s", file=sys.stderr)
 
 
-bench = typer.Typer(help="Measure this machine's ceilings, our share of them, and peers side by side.")
+bench = typer.Typer(help="Measure speed and memory against peers.")
 app.add_typer(bench, name="bench")
 
 
