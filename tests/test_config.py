@@ -374,3 +374,16 @@ def test_a_fingerprint_is_the_same_in_every_process():
         separators=(",", ":"),
     )
     assert fingerprint(Train(name="a")) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_leading_tilde_is_the_home_folder(root, monkeypatch):
+    from pathlib import Path
+
+    from shearling.training.spec import ExperimentSpec
+
+    monkeypatch.setenv("HOME", "/home/someone")
+    loaded = load(ExperimentSpec, root / "configs/experiments/preln.yaml", ["output_dir=~/runs", "data.path=~/data"])
+    assert loaded.value.output_dir == Path("/home/someone/runs")
+    assert loaded.value.data.path == Path("/home/someone/data")
+    with pytest.raises(UserError, match="output_dir: ~nobody-here: no such home folder"):
+        load(ExperimentSpec, root / "configs/experiments/preln.yaml", ["output_dir=~nobody-here"])

@@ -11,12 +11,13 @@ knows it (a schedule's warm-up survives a change of the schedule) and goes if it
 from shearling.config.editor import editor_schema, save_editor_schema
 from shearling.config.load import Loaded, load, sections
 from shearling.config.record import differences, dump, fingerprint, flatten
-from shearling.config.spec import HARMLESS, Spec
+from shearling.config.spec import HARMLESS, Spec, UserPath
 
 __all__ = [
     "HARMLESS",
     "Loaded",
     "Spec",
+    "UserPath",
     "differences",
     "dump",
     "editor_schema",

@@ -1,8 +1,20 @@
 """What every schema is made of."""
 
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+
+def _at_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # `~nobody`
+        raise ValueError(f"{path}: no such home folder") from error
+
+
+UserPath = Annotated[Path, AfterValidator(_at_home)]
+"""A path in which a leading `~` is the user's home: the shell does not see it in `output_dir=~/runs`."""
 
 HARMLESS: dict[str, Any] = {"affects_results": False}
 """`Field(..., json_schema_extra=HARMLESS)`: no result depends on this option, so no fingerprint does."""

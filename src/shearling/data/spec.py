@@ -1,16 +1,14 @@
 """The options of training data. Imports no torch."""
 
-from pathlib import Path
-
 from pydantic import Field
 
-from shearling.config import HARMLESS, Spec
+from shearling.config import HARMLESS, Spec, UserPath
 
 
 class DataSpec(Spec):
     """Which token shards a run reads, and how sequences are cut from them."""
 
-    path: Path = Field(description="folder written by `shearling prepare`", json_schema_extra=HARMLESS)
+    path: UserPath = Field(description="folder written by `shearling prepare`", json_schema_extra=HARMLESS)
     seq_len: int = Field(256, gt=0, description="tokens per training sequence")
     mask_documents: bool = Field(
         False, description="attention stays inside a document where several are packed into one sequence"

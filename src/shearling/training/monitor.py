@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -68,11 +69,12 @@ class Monitor:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._bar.stop()
-        for tracker in self._trackers:
-            tracker.close()
-        self._log.close()
-        self._metrics.close()
+        with ExitStack() as closing:  # each is closed whatever becomes of the others
+            closing.callback(self._metrics.close)
+            closing.callback(self._log.close)
+            for tracker in self._trackers:
+                closing.callback(tracker.close)
+            closing.callback(self._bar.stop)
 
     def say(self, text: str) -> None:
         """A line for the user and for the log."""

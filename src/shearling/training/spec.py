@@ -1,11 +1,10 @@
 """The options of a training run, and the experiment that nests model, data and training. Imports no torch."""
 
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from shearling.config import HARMLESS, Spec
+from shearling.config import HARMLESS, Spec, UserPath
 from shearling.data.spec import DataSpec
 from shearling.models.spec import ModelSpec
 
@@ -83,7 +82,7 @@ class ExperimentSpec(Spec):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the experiment", json_schema_extra=HARMLESS
     )
-    output_dir: Path = Field(description="run folder", json_schema_extra=HARMLESS)
+    output_dir: UserPath = Field(description="run folder", json_schema_extra=HARMLESS)
     seed: int = Field(0, ge=0, lt=2**63, description="seed of initialization, data order and dropout")
     model: ModelSpec = Field(default_factory=ModelSpec)
     data: DataSpec
