@@ -293,3 +293,14 @@ def test_a_file_that_is_no_tokenizer_is_refused_by_name(tmp_path: Path, content:
 def test_a_folder_without_a_tokenizer_says_what_was_looked_for(tmp_path: Path):
     with pytest.raises(UserError, match=r"no tokenizer in this folder.*tokenizer\.model"):
         load_tokenizer(tmp_path)
+
+
+def test_gpt2s_vocabulary_alone_asks_for_its_merges(tmp_path: Path):
+    (tmp_path / "gpt2_vocab.json").write_text('{"a": 0}')
+    with pytest.raises(UserError, match=r"merges are missing: put gpt2_merges\.txt beside it"):
+        load_tokenizer(tmp_path / "gpt2_vocab.json")
+
+
+def test_a_data_folder_stands_for_the_tokenizer_in_it(tmp_path: Path, small_tokenizer: Tokenizer):
+    small_tokenizer.save(tmp_path / "tokenizer")
+    assert load_tokenizer(tmp_path).sha256 == small_tokenizer.sha256

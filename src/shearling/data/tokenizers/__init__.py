@@ -45,6 +45,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 def _file_in(folder: Path) -> Path:
     patterns = ("tokenizer.model", "tokenizer.json", "tokenizer.bin", "vocab.json", "*_vocab.json", "*.model")
+    folder = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder  # a data or run folder
     for pattern in patterns:
         found = sorted(folder.glob(pattern))
         if len(found) > 1:
@@ -59,7 +60,7 @@ def _merges_beside(vocab: Path) -> Path:
 
 
 def _is_gpt2(path: Path, content: bytes) -> bool:
-    return path.name.endswith("vocab.json") and _merges_beside(path).is_file()
+    return path.name.endswith("vocab.json") and b'"merges"' not in content
 
 
 def _is_json(path: Path, content: bytes) -> bool:

@@ -126,6 +126,8 @@ def gpt2_tokenizer(vocab: Path, merges: Path) -> HuggingFaceTokenizer:
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
+    if not merges.is_file():
+        raise UserError(f"{vocab}: its merges are missing: put {merges.name} beside it")
     try:
         entries = json.loads(vocab.read_text(encoding="utf-8"))
         lines = merges.read_text(encoding="utf-8").splitlines()
