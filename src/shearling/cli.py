@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from shearling.data import DEFAULT_VALIDATION_SHARE
 from shearling.errors import Interrupted, UserError
 
 app = typer.Typer(
@@ -84,7 +85,9 @@ def prepare(
         str, typer.Option(help="field of .jsonl objects, or column of tables, with the text")
     ] = "text",
     separator: Annotated[str, typer.Option(help="line between the documents of a .txt file")] = "<|endoftext|>",
-    validation_share: Annotated[float, typer.Option(help="expected share of documents held out")] = 0.05,
+    validation_share: Annotated[
+        float, typer.Option(help="expected share of documents held out")
+    ] = DEFAULT_VALIDATION_SHARE,
     workers: Annotated[int | None, typer.Option(help="threads that encode [all cores]")] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="stop at what cannot be read, instead of counting it")

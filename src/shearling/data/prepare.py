@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shearling.data import DEFAULT_VALIDATION_SHARE
 from shearling.data.encoding import Batch, encode_all
 from shearling.data.folder import Journal, begin, finished, write_journal
 from shearling.data.manifest import (
@@ -40,7 +41,6 @@ from shearling.errors import UserError
 from shearling.files import locked, write_atomically
 
 DEFAULT_VOCAB_SIZE = 4096
-DEFAULT_VALIDATION_SHARE = 0.05
 DEFAULT_TOKENS_PER_SHARD = 100_000_000
 BATCH_CHARACTERS = 1 << 18
 SECONDS_BETWEEN_JOURNALS = 5.0
@@ -118,13 +118,14 @@ def prepare(
         report = progress or stack.enter_context(console_progress())
         work = _Work(out, resolved, given, strict, workers or _cores(), report)
         try:
-            return work.finish(journal)
+            try:
+                return work.finish(journal)
+            except _NothingHeldOut as nothing:
+                # Begun again from the tokenizer on, which must not learn from what is held out.
+                journal = Journal(settings=settings, identities=journal.identities, validation_share=nothing.share)
+                return work.finish(journal)
         except OSError as error:
             raise UserError(f"{out}: {error}: mend that, or make room; the same command then goes on") from error
-        except _NothingHeldOut as nothing:
-            # Begun again from the tokenizer on, which must not learn from what is held out.
-            journal = Journal(settings=settings, identities=journal.identities, validation_share=nothing.share)
-            return work.finish(journal)
 
 
 class _NothingHeldOut(Exception):  # noqa: N818 - not an error: the work begins again with this share

@@ -134,7 +134,7 @@ def read_text(path: Path, options: TextOptions, ledger: Ledger) -> Iterator[str]
             at_separator = found is not None or marked  # a separator after the last document may be missing
             if stop > limit:
                 at_separator = False
-                stop = following = buffer.rfind(b"\n", 0, limit) + 1 or _character_end(buffer, limit)
+                stop = following = _cut(buffer, limit)
                 ledger.documents_cut += 1
             document = buffer[:stop]
             if document:
@@ -270,6 +270,11 @@ def _find_line(buffer: bytearray, content: bytes, ends: bool) -> tuple[int, int]
     return None
 
 
+def _cut(encoded: bytes | bytearray, limit: int) -> int:
+    """Where a text longer than `limit` bytes is cut: behind its last line end there, else between two characters."""
+    return encoded.rfind(b"\n", 0, limit) + 1 or _character_end(encoded, limit)
+
+
 def _character_end(encoded: bytes | bytearray, end: int) -> int:
     """The last place at or before `end` where no UTF-8 character is cut; `end` itself where the bytes are not UTF-8."""
     for back in range(1, min(4, end) + 1):
@@ -326,7 +331,7 @@ def cut_document(text: str, ledger: Ledger) -> Iterator[str]:
         yield text
         return
     while len(encoded) > LONGEST_DOCUMENT:
-        end = encoded.rfind(b"\n", 0, LONGEST_DOCUMENT) + 1 or _character_end(encoded, LONGEST_DOCUMENT)
+        end = _cut(encoded, LONGEST_DOCUMENT)
         ledger.documents_cut += 1
         yield encoded[:end].decode()
         encoded = encoded[end:]

@@ -54,11 +54,6 @@ class SplitWriter:
         self._token_file = _HashedFile(folder / f"{self._stem}.bin", state.tokens * dtype.itemsize)
         self._docs_file = _HashedFile(folder / f"{self._stem}.docs", state.documents * 8)
 
-    @property
-    def documents(self) -> int:
-        """Documents written so far."""
-        return self._documents + sum(shard.documents for shard in self._closed)
-
     def append(
         self, tokens: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], n_bytes: npt.NDArray[np.int64]
     ) -> None:

@@ -38,8 +38,10 @@ def write_text(
     Raises:
         UserError: there is no run, no whole checkpoint, or the tokenizer is not the one the model was trained with.
     """
-    if not _is_text(prompt):
-        raise UserError("the prompt is no valid UTF-8: check the terminal's encoding")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:  # a command line's undecodable bytes arrive as lone surrogates
+        raise UserError("the prompt is no valid UTF-8: check the terminal's encoding") from None
     run = RunFolder(run_path)
     if not run.begun:
         raise UserError(f"{run_path}: no run folder (it has no experiment_config.yaml): train one, or check the path")
@@ -68,8 +70,3 @@ def write_text(
         count += 1
     write(decoder.flush())
     return count / (time.perf_counter() - began)
-
-
-def _is_text(text: str) -> bool:
-    """Whether UTF-8 can write it: a command line's undecodable bytes arrive as lone surrogates."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)

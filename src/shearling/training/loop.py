@@ -130,9 +130,10 @@ def _train(config: ExperimentSpec, run: RunFolder, resume: bool) -> dict[str, An
         open_dataset(config.data.path, "validation", verify=True), config.data.validation_tokens
     )
     state = build_state(config, device, compile_blocks)
-    if not begun:
+    if begun:
+        _check_identity(run, config, identity)
+    else:
         run.create(dump(config), run_folder.provenance(describe(device), identity), load_tokenizer_of(config.data.path))
-    _check_identity(run, config, identity)
     with Interrupts() as interrupts:
         checkpoint = load_latest(run.checkpoints, warn=lambda text: print(f"warning: {text}", file=sys.stderr))
         if checkpoint is not None:

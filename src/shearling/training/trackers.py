@@ -2,10 +2,11 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
+from shearling.config.tree import dotted, leaves
 from shearling.errors import UserError
 
 
@@ -76,8 +77,8 @@ class MLflow:
             experiment = self._client.get_experiment_by_name("shearling")
             experiment_id = experiment.experiment_id if experiment else self._client.create_experiment("shearling")
             self._run_id = self._client.create_run(experiment_id, run_name=name).info.run_id
-            for key, value in _leaves(config):
-                self._client.log_param(self._run_id, key, value)
+            for keys, value in leaves(config):
+                self._client.log_param(self._run_id, dotted(keys), value)
         except MlflowException as error:
             raise UserError(f"training.trackers: mlflow: {error}") from error
         identity.write_text(self._run_id)
@@ -90,15 +91,6 @@ class MLflow:
 
     def close(self) -> None:
         self._client.set_terminated(self._run_id)
-
-
-def _leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Values of nested maps under dotted names."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 TRACKERS: dict[str, Callable[[Path, str, dict[str, Any]], Tracker]] = {
