@@ -69,14 +69,9 @@ def test_loading_names_the_file_of_an_experiment_that_cannot_be_resolved(root):
 
 
 def test_every_kind_that_can_be_chosen_has_its_arithmetic():
-    from shearling.models.cost import FEEDFORWARD_MATRICES, NORMS_PER_BLOCK
-    from shearling.models.layers.feedforward import FEEDFORWARDS
-    from shearling.models.layers.placement import PLACEMENTS
     from shearling.training.device import DTYPES
     from shearling.training.optimizers import OPTIMIZERS
     from shearling.training.resolve import BYTES, MOMENTS
 
-    assert FEEDFORWARD_MATRICES.keys() == FEEDFORWARDS.keys()
-    assert NORMS_PER_BLOCK.keys() == PLACEMENTS.keys()
     assert MOMENTS.keys() == OPTIMIZERS.keys()
     assert BYTES.keys() == DTYPES.keys()

@@ -10,7 +10,8 @@ import torch
 
 from shearling.data.stream import Batch
 from shearling.errors import UserError
-from shearling.models.spec import ModelSpec
+from shearling.models.norm_spec import RMSNormSpec
+from shearling.models.spec import ModelSpec, RoPESpec
 from shearling.training.device import keep_freed_memory
 from shearling.training.spec import ExperimentSpec
 from shearling.training.state import build_state
@@ -73,10 +74,11 @@ def llama_config(spec: ModelSpec, kind: type) -> Any:
     Raises:
         UserError: Llama has no such model.
     """
-    if (spec.norm.kind, spec.activation) != ("rmsnorm", "swiglu"):
-        raise UserError(
-            f"bench: transformers' Llama has no norm {spec.norm.kind} with {spec.activation}: choose another --model"
-        )
+    beyond = spec.beyond_llama()
+    if beyond:
+        raise UserError(f"bench: transformers' Llama has no such {' and '.join(beyond)}: choose another --model")
+    assert isinstance(spec.norm, RMSNormSpec)
+    assert isinstance(spec.position, RoPESpec)
     return kind(
         vocab_size=spec.vocab_size,
         hidden_size=spec.d_model,

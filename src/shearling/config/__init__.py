@@ -11,10 +11,12 @@ knows it (a schedule's warm-up survives a change of the schedule) and goes if it
 from shearling.config.editor import editor_schema, save_editor_schema
 from shearling.config.load import Loaded, load, sections
 from shearling.config.record import differences, dump, fingerprint, flatten
-from shearling.config.spec import HARMLESS, Spec, UserPath
+from shearling.config.spec import CHOICE, HARMLESS, CustomSpec, Spec, UserPath
 
 __all__ = [
+    "CHOICE",
     "HARMLESS",
+    "CustomSpec",
     "Loaded",
     "Spec",
     "UserPath",

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from shearling.config.places import Options, choose, kinds, mend, nearest, options_at
-from shearling.config.spec import Spec
+from shearling.config.places import Options, choose, mend, nearest, options_at
+from shearling.config.spec import Spec, kinds
 from shearling.config.tree import DEFAULT, Tree, dotted, origin
 
 Place = tuple[str | int, ...]

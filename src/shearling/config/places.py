@@ -7,7 +7,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
-from shearling.config.spec import Spec
+from shearling.config.spec import Spec, kinds, tag
 from shearling.config.tree import Keys, dotted
 
 Options = tuple[type[Spec], ...]
@@ -20,17 +20,11 @@ def options_at(spec: type[Spec] | None, key: str) -> Options:
     return _specs(field.annotation) if field else ()
 
 
-def kinds(spec: type[Spec]) -> tuple[Any, ...]:
-    """The kinds that a spec answers to: its literal `kind`, or none."""
-    field = spec.model_fields.get("kind")
-    return typing.get_args(field.annotation) if field else ()
-
-
 def choose(options: Options, kind: Any) -> type[Spec] | None:
     """The one of the options that a map's `kind` picks; the only one needs no kind to be picked."""
     if len(options) == 1:
         return options[0]
-    return next((spec for spec in options if kind in kinds(spec)), None)
+    return next((spec for spec in options if tag(kind) in kinds(spec)), None)
 
 
 @functools.lru_cache

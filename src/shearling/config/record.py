@@ -39,9 +39,9 @@ def dump(value: Spec) -> str:
 def _that_matters(value: Any) -> Any:
     if not isinstance(value, Spec):
         return value
-    plain = value.model_dump(mode="json")
+    fields = type(value).model_fields
     return {
-        key: _that_matters(part) if isinstance(part := getattr(value, key), Spec) else plain[key]
-        for key, field in type(value).model_fields.items()
-        if field.json_schema_extra != HARMLESS
+        key: _that_matters(part) if isinstance(part := getattr(value, key), Spec) else plain
+        for key, plain in value.model_dump(mode="json").items()
+        if key not in fields or fields[key].json_schema_extra != HARMLESS
     }

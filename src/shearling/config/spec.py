@@ -1,9 +1,10 @@
 """What every schema is made of."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 
 def _at_home(path: Path) -> Path:
@@ -23,10 +24,55 @@ HARMLESS: dict[str, Any] = {"affects_results": False}
 class Spec(BaseModel):
     """A frozen map of options that refuses keys it does not know.
 
-    A field whose annotation is a union of specs with a literal `kind` each is a choice of kinds.
+    A field whose annotation is `Annotated[A | B | …, CHOICE]`, with a literal `kind` in each, is a choice of kinds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     exclusive: ClassVar[tuple[tuple[str, ...], ...]] = ()
     """Groups of keys of which one layer may give at most one; a later layer's replaces an earlier one's."""
+
+
+class CustomSpec(Spec):
+    """A part that a user wrote: `kind: my_module:MyClass`, and beside it whatever options that class takes."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="module and class, as my_module:MyClass")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the class is made with, besides what every one of its sort is."""
+        return dict(self.model_extra or {})
+
+
+CUSTOM = "my_module:MyClass"
+"""How complaints and schemas name a kind that a user wrote."""
+
+
+def kinds(spec: type[Spec]) -> tuple[Any, ...]:
+    """The kinds that a spec answers to: its literal `kind`, CUSTOM for a user's own, or none."""
+    if issubclass(spec, CustomSpec):
+        return (CUSTOM,)
+    field = spec.model_fields.get("kind")
+    return get_args(field.annotation) if field else ()
+
+
+def tag(kind: Any) -> Any:
+    """The kind, or CUSTOM where it names a user's own class."""
+    return CUSTOM if isinstance(kind, str) and ":" in kind else kind
+
+
+class _Choice:
+    """Makes a union of specs one that is chosen from by `kind`."""
+
+    def __get_pydantic_core_schema__(self, union: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        choices = {kind: handler.generate_schema(spec) for spec in get_args(union) for kind in kinds(spec)}
+        return core_schema.tagged_union_schema(choices, discriminator=_tag_of)
+
+
+def _tag_of(value: Any) -> Any:
+    return tag(value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None))
+
+
+CHOICE = _Choice()

@@ -5,10 +5,12 @@ import math
 import torch
 from torch import nn
 
+from shearling.models.layers.placement import Placement
+from shearling.models.roles import role
 from shearling.models.spec import ModelSpec
 from shearling.seeding import derive_seed
 
-RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
+RESIDUAL_OUTPUTS = ("o_proj", "down_proj")
 
 
 def initialize(model: nn.Module, spec: ModelSpec, seed: int) -> None:
@@ -16,24 +18,48 @@ def initialize(model: nn.Module, spec: ModelSpec, seed: int) -> None:
 
     | parameter                                   | distribution                                     |
     |---------------------------------------------|--------------------------------------------------|
-    | embedding, untied head                      | N(0, init_std²)                                  |
+    | embedding, learned positions, untied head   | N(0, init_std²)                                  |
     | q, k, v, gate and up projections            | N(0, init_std²)                                  |
     | o and down projections (into the residual)  | N(0, init_std² / (2 · n_layers)) (GPT-2, llama2.c) |
     | biases                                      | 0                                                |
     | norm gains (biases)                         | 1 (0)                                            |
 
+    With `init: plain` the third row is as the second; with `init: depth` every matrix of block l has init_std / √l
+    (arXiv 1908.11365). A placement that has its own distribution for its branch (DeepNorm, SubLN, LNS, nGPT) goes
+    before all this; norms and placements give their vectors and scalars themselves.
+
     Each tensor has a generator of its own, seeded by (seed, its name): two models that differ in some part start
-    from the same values wherever names and shapes agree.
+    from the same values, up to their deviation, wherever names and shapes agree.
     """
+    if next(model.parameters()).is_meta:
+        return
+    placements = {name: module for name, module in model.named_modules() if isinstance(module, Placement)}
     generator = torch.Generator()
     for name, parameter in model.named_parameters():
-        if parameter.ndim < 2:  # vectors keep what their module gave them, except biases of projections
+        if role(name) == "vector":  # keeps what its module gave it, but for biases of projections
             if name.endswith("_proj.bias"):
                 nn.init.zeros_(parameter)
             continue
-        std = spec.init_std
-        if name.endswith(RESIDUAL_OUTPUTS):
-            std /= math.sqrt(2 * spec.n_layers)
         generator.manual_seed(derive_seed(seed, "weights", name))
+        std = initial_std(name, parameter.shape, spec, placements)
         with torch.no_grad():
             parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+
+
+def initial_std(name: str, shape: torch.Size, spec: ModelSpec, placements: dict[str, Placement]) -> float:
+    """Standard deviation of the matrix or table `name` of `shape` (out, in) at first.
+
+    Args:
+        placements: the model's, by name.
+    """
+    owner, _, inside = name.partition(".branch.")
+    if not inside:
+        return spec.init_std
+    matrix = inside.removesuffix(".weight")
+    own = placements[owner].initial_std(matrix, shape[1], shape[0])
+    if own is not None:
+        return own
+    if spec.init == "depth":
+        return spec.init_std / math.sqrt(int(owner.split(".")[1]) + 1)
+    outward = matrix in RESIDUAL_OUTPUTS and spec.init == "scaled"
+    return spec.init_std / math.sqrt(2 * spec.n_layers) if outward else spec.init_std

@@ -4,31 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from shearling.config import Spec
-
-
-class RMSNormSpec(Spec):
-    """Root-mean-square norm: g · x / sqrt(mean(x²) + eps) (arXiv 1910.07467)."""
-
-    kind: Literal["rmsnorm"] = "rmsnorm"
-    eps: float = Field(1e-6, gt=0, description="added to the mean square under the root")
-
-
-class LayerNormSpec(Spec):
-    """Layer norm: g · (x − mean) / sqrt(variance + eps) + b (arXiv 1607.06450)."""
-
-    kind: Literal["layernorm"] = "layernorm"
-    eps: float = Field(1e-5, gt=0, description="added to the variance under the root")
-    bias: bool = Field(True, description="whether b is there")
-
-
-NormSpec = Annotated[RMSNormSpec | LayerNormSpec, Field(discriminator="kind")]
-
-
-class PlacementSpec(Spec):
-    """Where a sublayer's norm stands. `pre`: x + F(N(x)) (arXiv 2002.04745)."""
-
-    kind: Literal["pre"] = "pre"
+from shearling.config import CHOICE, Spec
+from shearling.models.norm_spec import NormSpec, RMSNormSpec
+from shearling.models.placement_spec import (
+    HybridNormSpec,
+    NGPTSpec,
+    PlacementSpec,
+    PreSpec,
+    ResiDualSpec,
+)
 
 
 class RoPESpec(Spec):
@@ -38,40 +22,117 @@ class RoPESpec(Spec):
     theta: float = Field(10000.0, gt=0, description="base of the geometric series of rotation wavelengths")
 
 
-class ModelSpec(Spec):
-    """The shape of a decoder-only transformer, LLaMA's by default (arXiv 2302.13971)."""
+class LearnedPositionSpec(Spec):
+    """A learned vector for each position, added to the embedding (GPT-2, arXiv 1810.04805)."""
 
-    arch: Literal["llama"] = Field("llama", description="family of the architecture")
-    d_model: int = Field(288, gt=0, description="width of the residual stream")
-    n_layers: int = Field(6, gt=0, description="number of blocks")
-    n_heads: int = Field(6, gt=0, description="query heads of each attention; divides d_model")
+    kind: Literal["learned"] = "learned"
+
+
+class SinusoidalPositionSpec(Spec):
+    """Fixed sines and cosines, added to the embedding (arXiv 1706.03762)."""
+
+    kind: Literal["sinusoidal"] = "sinusoidal"
+
+
+class ALiBiSpec(Spec):
+    """Attention's scores fall linearly with distance (arXiv 2108.12409)."""
+
+    kind: Literal["alibi"] = "alibi"
+
+
+class NoPositionSpec(Spec):
+    """No positions: causal attention alone tells order (arXiv 2305.19466)."""
+
+    kind: Literal["none"] = "none"
+
+
+PositionSpec = Annotated[
+    RoPESpec | LearnedPositionSpec | SinusoidalPositionSpec | ALiBiSpec | NoPositionSpec,
+    CHOICE,
+]
+
+
+class PerHeadQKNormSpec(Spec):
+    """Each head's queries and keys pass the model's norm before they are turned (arXiv 2302.05442)."""
+
+    kind: Literal["per_head"] = "per_head"
+
+
+class ProjectionQKNormSpec(Spec):
+    """All heads' queries, and all keys, pass one norm each before they are turned (OLMo 2, arXiv 2501.00656)."""
+
+    kind: Literal["projection"] = "projection"
+
+
+class L2QKNormSpec(Spec):
+    """Queries and keys of unit length, and a learned scale a head in place of 1/√K (arXiv 2010.04245)."""
+
+    kind: Literal["l2"] = "l2"
+    scale: float = Field(10.0, gt=0, description="each head's scale at first")
+
+
+QKNormSpec = Annotated[PerHeadQKNormSpec | ProjectionQKNormSpec | L2QKNormSpec, CHOICE]
+
+
+class ModelSpec(Spec):
+    """The shape of a transformer, LLaMA's by default (arXiv 2302.13971)."""
+
+    arch: Literal["llama", "gpt2", "bert"] = Field(
+        "llama",
+        description="family: llama and gpt2 read from left to right; bert reads both ways and has a masked-token head",
+    )
+    d_model: int = Field(288, gt=0, le=2**20, description="width of the residual stream")
+    n_layers: int = Field(6, gt=0, le=1024, description="number of blocks")
+    n_heads: int = Field(6, gt=0, le=2**16, description="query heads of each attention; divides d_model")
     n_kv_heads: int | None = Field(None, gt=0, description="key and value heads; divides n_heads; default n_heads")
-    intermediate_size: int = Field(768, gt=0, description="hidden width of the feed-forward sublayer")
-    vocab_size: int = Field(32000, gt=0, description="rows of the embedding; at least the tokenizer's size")
-    max_seq_len: int = Field(256, gt=0, description="longest context, in tokens")
-    activation: Literal["swiglu", "gelu"] = Field(
-        "swiglu", description="feed-forward kind: gated SiLU (three matrices) or GELU (two matrices)"
+    intermediate_size: int = Field(768, gt=0, le=2**24, description="hidden width of the feed-forward sublayer")
+    vocab_size: int = Field(32000, gt=0, le=2**24, description="rows of the embedding; at least the tokenizer's size")
+    max_seq_len: int = Field(256, gt=0, le=2**28, description="longest context, in tokens")
+    activation: Literal["swiglu", "gelu", "gelu_erf"] = Field(
+        "swiglu",
+        description="feed-forward kind: gated SiLU (three matrices), or GELU (two) in its tanh or its exact form",
     )
     norm: NormSpec = Field(default_factory=RMSNormSpec, description="kind of every norm")
-    placement: PlacementSpec = Field(default_factory=PlacementSpec, description="where the norms stand")
-    position: RoPESpec = Field(default_factory=RoPESpec, description="how positions enter")
+    placement: PlacementSpec = Field(default_factory=PreSpec, description="where the norms stand")
+    qk_norm: QKNormSpec | None = Field(None, description="norm of queries and keys; null: none")
+    embedding_norm: bool = Field(False, description="a norm right after the embedding")
+    final_norm: bool = Field(True, description="a norm after the last block")
+    position: PositionSpec = Field(default_factory=RoPESpec, description="how positions enter")
     attention_bias: bool = Field(False, description="biases on the query, key, value and output projections")
     feedforward_bias: bool = Field(False, description="biases on the feed-forward projections")
     tie_embeddings: bool = Field(True, description="the head is the embedding's transpose")
+    learned_embedding_scale: bool = Field(
+        False, description="embeddings times a learned scalar, at first √d_model (DyT's LLaMA, arXiv 2503.10622)"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on embeddings and on each sublayer's output")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on attention weights")
+    init: Literal["scaled", "plain", "depth"] = Field(
+        "scaled",
+        description="scaled: o and down projections / √(2L) (GPT-2); plain: none; depth: block l's matrices / √l "
+        "(DS-Init, arXiv 1908.11365). Some placements have their own",
+    )
     init_std: float = Field(0.02, gt=0, description="standard deviation of the initial matrices")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "ModelSpec":
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
-        if self.head_dim % 2:
+        if self.head_dim % 2 and isinstance(self.position, RoPESpec):
             raise ValueError(
                 f"d_model / n_heads is {self.head_dim}: rotary positions need an even head size, so change n_heads"
             )
         if self.n_heads % self.kv_heads:
             raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "ModelSpec":
+        if self.qk_norm and isinstance(self.placement, HybridNormSpec | NGPTSpec):
+            raise ValueError(f"placement.kind {self.placement.kind} norms queries and keys itself: set qk_norm: null")
+        if isinstance(self.placement, NGPTSpec) and self.kv_heads != self.n_heads:
+            raise ValueError("placement.kind ngpt gives queries and keys one gain: set n_kv_heads: null")
+        if isinstance(self.placement, ResiDualSpec) and not self.final_norm:
+            raise ValueError("placement.kind residual ends with a norm of its second stream: set final_norm: true")
         return self
 
     @property
@@ -83,6 +144,26 @@ class ModelSpec(Spec):
     def kv_heads(self) -> int:
         """Number of key and value heads, the default filled in."""
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    def beyond_llama(self) -> list[str]:
+        """The options that LLaMA's graph does not have, so that no LLaMA file can hold this model; none if it can."""
+        llama = {
+            "arch": self.arch == "llama",
+            "activation": self.activation == "swiglu",
+            "norm.kind": self.norm.kind == "rmsnorm",
+            "placement.kind": self.placement.kind in ("pre", "lns_gain"),
+            "qk_norm": self.qk_norm is None,
+            "embedding_norm": not self.embedding_norm,
+            "final_norm": self.final_norm,
+            "position.kind": self.position.kind == "rope",
+            "learned_embedding_scale": not self.learned_embedding_scale,
+        }
+        return [option for option, fits in llama.items() if not fits]
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only those before it."""
+        return self.arch != "bert"
 
 
 class ModelFile(Spec):

@@ -1,48 +1,62 @@
 """The whole network.
 
-- a pre-norm decoder in LLaMA's graph: RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases;
-- every part is chosen by the specification: norm, placement, feed-forward kind, biases, tied or untied head;
+- a decoder in LLaMA's graph by default: Pre-LN, RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases;
+- every part is chosen by the specification: norm, placement, positions, feed-forward kind, biases, tied or untied head;
+- an encoder that reads both ways and predicts masked tokens (BERT) is the same network without the causal mask;
 - fp32 residual stream and master weights; the branches compute in bf16 or fp32;
 - `forward` ends before the head, since a loss that never holds all logits needs hidden states, not logits.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from shearling.errors import UserError
 from shearling.models.initialization import initialize
-from shearling.models.layers.attention import SHORT, Attention, Context, KVCache
-from shearling.models.layers.feedforward import build_feedforward
+from shearling.models.layers.attention import SHORT, Context, KVCache
 from shearling.models.layers.linear import Linear
-from shearling.models.layers.normalization import build_norm
-from shearling.models.layers.placement import place
+from shearling.models.layers.normalization import StoredGain, build_norm
+from shearling.models.layers.placement import Where, place, placement_class
 from shearling.models.layers.position import build_position
 from shearling.models.spec import ModelSpec
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each on the residual stream."""
+    """Attention, then feed-forward, each on the residual stream. Blocks are numbered from 1."""
 
     def __init__(self, spec: ModelSpec, layer: int) -> None:
         super().__init__()
-        self.attention = place(spec, Attention(spec, layer))
-        self.feedforward = place(spec, build_feedforward(spec))
+        self.attention = place(spec, Where(layer, spec.n_layers, "attention"))
+        self.feedforward = place(spec, Where(layer, spec.n_layers, "feedforward"), self.attention)
 
     def forward(self, x_BTD: torch.Tensor, context: Context) -> torch.Tensor:
-        x_BTD = self.attention(x_BTD, context.dtype, context)
-        return self.feedforward(x_BTD, context.dtype)
+        return self.feedforward(self.attention(x_BTD, context), context)
+
+
+class MaskedTokenHead(nn.Module):
+    """What BERT has before the head: N(gelu(W x + b)) (arXiv 1810.04805)."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.dense_proj = Linear(spec.d_model, spec.d_model)
+        self.norm = build_norm(spec.norm, spec.d_model)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return self.norm(F.gelu(self.dense_proj(x_BTD)))
 
 
 class Transformer(nn.Module):
-    """A decoder-only language model made from `spec`, its weights drawn from `seed`.
+    """A language model made from `spec`, its weights drawn from `seed`.
 
     Attributes:
         dtype: arithmetic of the branches and of the head, torch.float32 unless set.
         checkpoint_activations: recompute each block in the backward pass instead of keeping its activations.
+        step: training steps taken, for a placement that changes with them; infinite in a model that is not in training.
     """
 
     def __init__(self, spec: ModelSpec, seed: int = 0) -> None:
@@ -50,17 +64,34 @@ class Transformer(nn.Module):
         self.spec = spec
         self.dtype = torch.float32
         self.checkpoint_activations = False
-        self.embed = nn.Embedding(spec.vocab_size, spec.d_model)
-        self.position = build_position(spec.position, spec.head_dim)
-        self.layers = nn.ModuleList(Block(spec, layer) for layer in range(spec.n_layers))
-        self.final_norm = build_norm(spec.norm, spec.d_model)
-        self.head = None if spec.tie_embeddings else Linear(spec.d_model, spec.vocab_size, bias=False)
+        self.step = math.inf
+        self.spherical = placement_class(spec.placement).spherical
+        d_model, V = spec.d_model, spec.vocab_size
+        self.embed = nn.Embedding(V, d_model)
+        self.embed_scale = nn.Parameter(torch.tensor(math.sqrt(d_model))) if spec.learned_embedding_scale else None
+        self.position = build_position(spec)
+        self.embed_norm = build_norm(spec.norm, d_model) if spec.embedding_norm else None
+        self.layers = nn.ModuleList(Block(spec, layer) for layer in range(1, spec.n_layers + 1))
+        self.final_norm = build_norm(spec.norm, d_model) if spec.final_norm else nn.Identity()
+        self.transform = None if spec.causal else MaskedTokenHead(spec)
+        self.head = None if spec.tie_embeddings else Linear(d_model, V, bias=False)
+        self.head_bias = None if spec.causal else nn.Parameter(torch.zeros(V))
+        self.head_gain = StoredGain((V, 1), 1.0, d_model**-0.5) if self.spherical else None
         initialize(self, spec, seed)
+        self.constrain()
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers, for those who look inside."""
+        return cast(list[Block], list(self.layers))
 
     @property
     def head_weight(self) -> torch.Tensor:
-        """The matrix (V, D) that turns hidden states into logits."""
-        return self.embed.weight if self.head is None else self.head.weight
+        """The matrix that turns hidden states into logits: (V, D); (V, D + 1) where the head has a bias."""
+        weight = self.embed.weight if self.head is None else self.head.weight
+        if self.head_gain is not None:
+            weight = self.head_gain(weight)
+        return weight if self.head_bias is None else torch.cat((weight, self.head_bias[:, None]), dim=1)
 
     def forward(
         self,
@@ -68,41 +99,99 @@ class Transformer(nn.Module):
         document_ids_BT: torch.Tensor | None = None,
         caches: list[KVCache] | None = None,
     ) -> torch.Tensor:
-        """Hidden states (B, T, D) in the model's dtype, normed and ready for the head.
+        """Hidden states (B, T, D) in the model's dtype, ready for the head: (B, T, D + 1) if that has a bias.
 
         Args:
             tokens_BT: token ids, int64.
             document_ids_BT: which document each token belongs to; attention then stays inside a document.
             caches: from `new_caches`; tokens then continue the sequence that the caches hold.
         """
-        context = self._context(tokens_BT, document_ids_BT, caches)
-        x_BTD = F.dropout(self.embed(tokens_BT), self.spec.dropout, self.training)
+        return self.hidden(self.embed(tokens_BT), document_ids_BT, caches)
+
+    def hidden(
+        self,
+        embeddings_BTD: torch.Tensor,
+        document_ids_BT: torch.Tensor | None = None,
+        caches: list[KVCache] | None = None,
+    ) -> torch.Tensor:
+        """As `forward`, from what stands in for the tokens' embeddings, before their scale, positions and norm."""
+        x_BTD, context = self.enter(embeddings_BTD, document_ids_BT, caches)
         for layer in self.layers:
             x_BTD = self._run(layer, x_BTD, context)
-        return self.final_norm(x_BTD).to(self.dtype)
+        return self.leave(x_BTD)
+
+    def enter(
+        self,
+        embeddings_BTD: torch.Tensor,
+        document_ids_BT: torch.Tensor | None = None,
+        caches: list[KVCache] | None = None,
+    ) -> tuple[torch.Tensor, Context]:
+        """The stream that the first block gets, and the context that all blocks get."""
+        start, T = (caches[0].length if caches else 0), embeddings_BTD.size(1)
+        positions_T = torch.arange(start, start + T, device=embeddings_BTD.device)
+        x_BTD = embeddings_BTD if self.embed_scale is None else self.embed_scale * embeddings_BTD
+        added_TD = self.position.embedding(positions_T)
+        if added_TD is not None:
+            x_BTD = x_BTD + added_TD
+        if self.embed_norm is not None:
+            x_BTD = self.embed_norm(x_BTD)
+        x_BTD = F.dropout(x_BTD, self.spec.dropout, self.training)
+        return self.blocks[0].attention.enter(x_BTD), self._context(positions_T, document_ids_BT, caches)
+
+    def leave(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """What the head gets, from the stream after the last block."""
+        hidden_BTD = self.blocks[-1].feedforward.leave(x_BTD, self.final_norm).to(self.dtype)
+        if self.transform is not None:
+            hidden_BTD = self.transform(hidden_BTD)
+        return hidden_BTD if self.head_bias is None else F.pad(hidden_BTD, (0, 1), value=1.0)
 
     def logits(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
         """Logits (B, T, V) in fp32 of hidden states."""
         return F.linear(hidden_BTD, self.head_weight.to(hidden_BTD.dtype)).float()
 
     def new_caches(self, batch: int, capacity: int) -> list[KVCache]:
-        """Empty caches for `batch` sequences of up to `capacity` tokens, one a layer."""
+        """Empty caches for `batch` sequences of up to `capacity` tokens, one a layer.
+
+        Raises:
+            UserError: the model reads both ways, so that what it made of a token changes with later ones.
+        """
+        if not self.spec.causal:
+            raise UserError(f"a model of arch {self.spec.arch} fills in masked tokens and continues no text")
         shape = (batch, self.spec.kv_heads, capacity, self.spec.head_dim)
         return [KVCache(shape, self.embed.weight.device, self.dtype) for _ in self.layers]
 
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Bring the weights back to where the placement holds them; to be called after each optimizer step."""
+        for block in self.blocks:
+            block.attention.constrain()
+            block.feedforward.constrain()
+        if self.spherical:
+            for table in (self.embed, self.head):
+                if table is not None:
+                    table.weight.copy_(F.normalize(table.weight, dim=1))
+
     def _context(
-        self, tokens_BT: torch.Tensor, document_ids_BT: torch.Tensor | None, caches: list[KVCache] | None
+        self, positions_T: torch.Tensor, document_ids_BT: torch.Tensor | None, caches: list[KVCache] | None
     ) -> Context:
-        start, T = (caches[0].length if caches else 0), tokens_BT.size(1)
-        positions_T = torch.arange(start, start + T, device=tokens_BT.device)
+        causal, T, device = self.spec.causal, len(positions_T), positions_T.device
+        start = caches[0].length if caches else 0
+        keys_S = torch.arange(start + T, device=device)
+        seen_TS = positions_T[:, None] >= keys_S if causal else torch.ones(T, T, dtype=torch.bool, device=device)
+        bias = self.position.bias(positions_T, keys_S)
         mask = None
-        if start and T > 1:  # several new tokens behind a cache: causal, but not square
-            mask = positions_T[:, None] >= torch.arange(start + T, device=tokens_BT.device)[None, :]
-        elif document_ids_BT is not None:
+        if document_ids_BT is not None:
             same = document_ids_BT[:, None, :, None] == document_ids_BT[:, None, None, :]
-            mask = same & torch.ones(T, T, dtype=torch.bool, device=tokens_BT.device).tril()
-        short = mask is None and caches is None and T <= SHORT and tokens_BT.device.type == "cpu"
-        return Context(*self.position.tables(positions_T), mask, short, self.dtype, caches)
+            mask = same & seen_TS
+        elif bias is not None or (start and T > 1):  # several new tokens behind a cache: causal, but not square
+            mask = seen_TS
+        if bias is not None:
+            assert mask is not None
+            mask = bias.masked_fill(~mask, -torch.inf)
+        short = mask is None and caches is None and T <= SHORT and device.type == "cpu"
+        changing = self.spec.placement.residual_warmup is not None
+        step = torch.tensor(self.step, device=device, dtype=torch.float32) if changing else None
+        return Context(self.position.rotation(positions_T), mask, causal and not start, short, self.dtype, caches, step)
 
     def _run(self, layer: Callable[..., Any], x_BTD: torch.Tensor, context: Context) -> torch.Tensor:
         if self.checkpoint_activations and self.training:

@@ -6,15 +6,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from shearling.models.roles import role
 from shearling.training.spec import AdamWSpec
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two parameter groups: matrices, which decay, and vectors (norm gains, biases), which do not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    """Two parameter groups: matrices and tables, which decay, and vectors (gains, biases, gates), which do not."""
+    named = [(role(name) != "vector", p) for name, p in model.named_parameters() if p.requires_grad]
     return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for decays, p in named if decays], "weight_decay": weight_decay},
+        {"params": [p for decays, p in named if not decays], "weight_decay": 0.0},
     ]
 
 

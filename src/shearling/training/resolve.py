@@ -1,6 +1,6 @@
 """What follows from a config: figures that nobody should have to give, and nothing should compute twice.
 
-Kept apart from the config itself, which holds only what was decided. Imports no torch.
+Kept apart from the config itself, which holds only what was decided.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,7 @@
 """Grouped-query attention through PyTorch's fused kernels, and its cache of keys and values."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +9,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from shearling.models.layers.linear import Linear
+from shearling.models.layers.normalization import StoredGain, build_norm, unit
 from shearling.models.layers.position import rotate
-from shearling.models.spec import ModelSpec
+from shearling.models.spec import L2QKNormSpec, ModelSpec
 
 SHORT = 512
 """Tokens up to which scores in memory beat the fused kernel on a CPU, in training."""
@@ -37,23 +39,29 @@ class Context:
     """What every block of one forward pass shares.
 
     Attributes:
-        cos, sin: rotary tables of the positions at hand, (T, K/2) in fp32.
-        mask: which keys a query sees, boolean (B, 1, T, S); None means plainly causal.
-        short: plainly causal and short enough for `short_attention`.
+        rotation: cosines and sines of the positions at hand, (T, K/2) each in fp32, where positions are rotary.
+        mask: which keys a query sees, boolean (B, 1, T, S), or what is added to the scores, (H, T, S); None: see
+            `causal`.
+        causal: without a mask, whether a query sees only the keys up to itself.
+        short: no mask, no cache, and short enough for `short_attention`.
         dtype: arithmetic of the branches; the residual stream stays fp32.
         caches: one cache a layer while generating, else None.
+        step: the training step, a scalar, for what changes with it; None where nothing does.
     """
 
-    cos: torch.Tensor
-    sin: torch.Tensor
+    rotation: tuple[torch.Tensor, torch.Tensor] | None
     mask: torch.Tensor | None
+    causal: bool
     short: bool
     dtype: torch.dtype
     caches: list[KVCache] | None = None
+    step: torch.Tensor | None = None
 
 
-def short_attention(q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor) -> torch.Tensor:
-    """Causal softmax(Q Kᵀ / sqrt(K)) V with all scores in memory: on a CPU the faster way while T is short.
+def short_attention(
+    q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor, scale: float, causal: bool
+) -> torch.Tensor:
+    """softmax(Q Kᵀ · scale) V with all scores in memory: on a CPU the faster way while T is short.
 
     Its products are plain batched ones, forward and backward; the fused kernel's backward pass runs at a fraction of
     their speed there. Called under `checkpoint`: scores are cheaper made again than kept for the backward pass.
@@ -61,41 +69,109 @@ def short_attention(q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Te
     """
     B, H, T, K = q_BHTK.shape
     q, k, v = (x.reshape(B * H, T, K) for x in (q_BHTK, k_BHTK, v_BHTK))
-    future_1TT = torch.full((1, T, T), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
-    scores = torch.baddbmm(future_1TT, q, k.transpose(1, 2), alpha=K**-0.5)
+    added_1TT = torch.full((1, T, T), -torch.inf, dtype=q.dtype, device=q.device).triu(1) if causal else q.new_zeros(1)
+    scores = torch.baddbmm(added_1TT, q, k.transpose(1, 2), alpha=scale)
     return torch.bmm(torch.softmax(scores, dim=-1), v).view(B, H, T, K)
 
 
-class Attention(nn.Module):
-    """softmax(Q Kᵀ / sqrt(K)) V per head, causal, with n_heads / n_kv_heads queries a key (arXiv 2305.13245)."""
+def attend(
+    q_BTHK: torch.Tensor,
+    k_BTHK: torch.Tensor,
+    v_BTHK: torch.Tensor,
+    context: Context,
+    *,
+    layer: int,
+    scale: float,
+    dropout: float,
+) -> torch.Tensor:
+    """softmax(Q Kᵀ · scale, masked) V of each head, (B, T, H, K), by the kernel that is fastest here.
 
-    def __init__(self, spec: ModelSpec, layer: int) -> None:
+    Keys and values may have fewer heads, each for several query heads. While generating, they join layer's cache.
+    """
+    q, k, v = q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), v_BTHK.transpose(1, 2)
+    if context.caches is not None:
+        k, v = context.caches[layer].append(k, v)
+    groups = q.size(1) // k.size(1)
+    if groups > 1:  # the CPU's fused kernel takes no grouped keys; repeating them costs less than its fallback
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    if context.short and not dropout:
+        y_BHTK = checkpoint(
+            short_attention, q, k, v, scale, context.causal, use_reentrant=False, preserve_rng_state=False
+        )
+    else:
+        mask = context.mask if context.mask is None or context.mask.dtype == torch.bool else context.mask.to(q.dtype)
+        y_BHTK = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None and context.causal and q.size(2) > 1,
+            dropout_p=dropout, scale=scale,
+        )  # fmt: skip
+    return y_BHTK.transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """softmax(Q Kᵀ / sqrt(K)) V per head, with n_heads / n_kv_heads queries a key (arXiv 2305.13245).
+
+    Args:
+        layer: number of the block, from 0.
+        inside: what a placement asks for in here: `qkv_norm` (queries, keys, values, per head), `unit` (queries and
+            keys of unit length times a gain, after rotation), `output_norm` (before the output projection),
+            `head_scale` (a gain on each head's result).
+    """
+
+    def __init__(self, spec: ModelSpec, layer: int, inside: frozenset[str] = frozenset()) -> None:
         super().__init__()
+        d_model, K, H, kv_width = spec.d_model, spec.head_dim, spec.n_heads, spec.kv_heads * spec.head_dim
         self.layer = layer
-        self.head_dim = spec.head_dim
-        self.groups = spec.n_heads // spec.kv_heads
+        self.head_dim = K
+        self.groups = H // spec.kv_heads
         self.dropout = spec.attention_dropout
-        kv_width = spec.kv_heads * spec.head_dim
-        self.q_proj = Linear(spec.d_model, spec.d_model, bias=spec.attention_bias)
-        self.k_proj = Linear(spec.d_model, kv_width, bias=spec.attention_bias)
-        self.v_proj = Linear(spec.d_model, kv_width, bias=spec.attention_bias)
-        self.o_proj = Linear(spec.d_model, spec.d_model, bias=spec.attention_bias)
+        self.scale = K**-0.5
+        self.rotary = spec.position.kind == "rope"
+        self.q_proj = Linear(d_model, d_model, bias=spec.attention_bias)
+        self.k_proj = Linear(d_model, kv_width, bias=spec.attention_bias)
+        self.v_proj = Linear(d_model, kv_width, bias=spec.attention_bias)
+        self.o_proj = Linear(d_model, d_model, bias=spec.attention_bias)
+        qk_norm = spec.qk_norm.kind if spec.qk_norm else None
+        self.whole_norm = qk_norm == "projection"
+        self.head_norm = qk_norm == "per_head" or "qkv_norm" in inside
+        if self.whole_norm or self.head_norm:
+            self.q_norm = build_norm(spec.norm, K if self.head_norm else d_model)
+            self.k_norm = build_norm(spec.norm, K if self.head_norm else kv_width)
+        self.v_norm = build_norm(spec.norm, K) if "qkv_norm" in inside else None
+        self.output_norm = build_norm(spec.norm, d_model) if "output_norm" in inside else None
+        self.head_scale = nn.Parameter(torch.ones(H, 1)) if "head_scale" in inside else None
+        self.qk_scale = self.unit_gain = None
+        if isinstance(spec.qk_norm, L2QKNormSpec):
+            self.qk_scale, self.scale = nn.Parameter(torch.full((H, 1), spec.qk_norm.scale)), 1.0
+        if "unit" in inside:
+            self.unit_gain, self.scale = StoredGain((H, K), 1.0, d_model**-0.5), K**0.5
+
+    def queries_keys(self, x_BTD: torch.Tensor, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries (B, T, H, K) and keys (B, T, n_kv_heads, K), normed and turned as they meet in the scores."""
+        q, k = self.q_proj(x_BTD), self.k_proj(x_BTD)
+        if self.whole_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = q.unflatten(-1, (-1, self.head_dim)), k.unflatten(-1, (-1, self.head_dim))
+        if self.head_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.qk_scale is not None:
+            q, k = (self.qk_scale * unit(q)).to(x_BTD.dtype), unit(k)
+        if self.rotary:
+            cos_sin: Any = context.rotation
+            q, k = rotate(q, *cos_sin), rotate(k, *cos_sin)
+        if self.unit_gain is not None:
+            q, k = self.unit_gain(unit(q)), self.unit_gain(unit(k))
+        return q, k
 
     def forward(self, x_BTD: torch.Tensor, context: Context) -> torch.Tensor:
-        B, T, D = x_BTD.shape
-        q_BTHK = rotate(self.q_proj(x_BTD).view(B, T, -1, self.head_dim), context.cos, context.sin)
-        k_BTHK = rotate(self.k_proj(x_BTD).view(B, T, -1, self.head_dim), context.cos, context.sin)
-        v_BTHK = self.v_proj(x_BTD).view(B, T, -1, self.head_dim)
-        q, k, v = q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), v_BTHK.transpose(1, 2)
-        if context.caches is not None:
-            k, v = context.caches[self.layer].append(k, v)
-        if self.groups > 1:  # the CPU's fused kernel takes no grouped keys; repeating them costs less than its fallback
-            k, v = k.repeat_interleave(self.groups, dim=1), v.repeat_interleave(self.groups, dim=1)
+        q_BTHK, k_BTHK = self.queries_keys(x_BTD, context)
+        v_BTHK = self.v_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
+        if self.v_norm is not None:
+            v_BTHK = self.v_norm(v_BTHK)
         dropout = self.dropout if self.training else 0.0
-        if context.short and not dropout:
-            y_BHTK = checkpoint(short_attention, q, k, v, use_reentrant=False, preserve_rng_state=False)
-        else:
-            y_BHTK = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=context.mask, is_causal=context.mask is None and T > 1, dropout_p=dropout
-            )
-        return self.o_proj(y_BHTK.transpose(1, 2).reshape(B, T, D))
+        y_BTHK = attend(q_BTHK, k_BTHK, v_BTHK, context, layer=self.layer, scale=self.scale, dropout=dropout)
+        if self.head_scale is not None:
+            y_BTHK = (self.head_scale * y_BTHK).to(x_BTD.dtype)
+        y_BTD = y_BTHK.flatten(2)
+        if self.output_norm is not None:
+            y_BTD = self.output_norm(y_BTD)
+        return self.o_proj(y_BTD)
