@@ -43,8 +43,8 @@ def test_help_answers_in_under_three_tenths_of_a_second():
     assert seconds("--help") < 0.3
 
 
-def test_show_answers_in_under_a_second():
-    assert seconds("show", PRELN) < 1
+def test_show_answers_in_seconds():
+    assert seconds("show", PRELN) < 8  # two on a quiet machine: the equations need PyTorch
 
 
 def test_every_command_is_in_the_help(capsys):

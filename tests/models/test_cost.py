@@ -21,6 +21,8 @@ from shearling.models.spec import ModelSpec
     [
         ("llama-71m", 70_578_688),  # arXiv 2412.13795's llama_71m
         ("sheared-1.3b", 1_345_423_360),  # princeton-nlp/Sheared-LLaMA-1.3B
+        ("bert", 109_514_298 - 2 * 768),  # transformers' BertForMaskedLM but for its vectors of two segments
+        ("nanogpt", 123_587_328 + 1024 * 768),  # nanoGPT prints 123.59M, without positions
     ],
 )
 def test_a_shipped_shape_has_the_published_number_of_parameters(root, file, total):
@@ -115,6 +117,14 @@ def test_flops_are_those_that_forward_and_backward_execute_but_for_the_masked_ha
         model(tokens, use_cache=False).logits.sum().backward()
     masked_half = 6 * spec.n_layers * 16 * spec.d_model
     assert counter.get_total_flops() == tokens.numel() * (training_flops_per_token(spec, 16) + masked_half)
+
+
+def test_a_model_without_a_head_has_neither_its_parameters_nor_its_products():
+    shape = {"arch": "bert", "d_model": 32, "n_heads": 4, "vocab_size": 64}
+    whole, headless = (parameters(ModelSpec(**shape, head=head)) for head in (True, False))
+    assert headless.head == 0
+    assert headless.total == whole.total - whole.head
+    assert whole.multiplied - headless.multiplied == 32 * 32 + 64 * 32
 
 
 def test_the_cache_holds_keys_and_values_of_each_layer():

@@ -150,8 +150,12 @@ class TestGenerating:
         with pytest.raises(UserError, match=rf"a prompt of {length} tokens: the model's context takes 1 to 23"):
             generate(make(), [1] * length, 1)
 
+    def test_from_a_model_that_reads_both_ways_is_refused_at_once(self):
+        with pytest.raises(UserError, match="arch bert fills in masked tokens and continues no text"):
+            generate(make(arch="bert"), [1], 1)
+
     def test_takes_memory_for_the_tokens_asked_for_and_not_for_the_context(self):
-        assert len(list(generate(make(max_seq_len=10**13), [1], 3))) == 3
+        assert len(list(generate(make(max_seq_len=2**28, d_model=256, n_kv_heads=4), [1], 3))) == 3
 
     def test_keeps_no_graph(self):
         model = make()

@@ -43,15 +43,21 @@ def places(schema: type[Spec]) -> tuple[dict[Keys, None], dict[Keys, None]]:
 
 
 def ending_in(schema: type[Spec], ending: Keys) -> list[Keys]:
-    """The places that a name may mean: itself if it is whole, else the values, else the maps, whose names end so."""
+    """The places that a name may mean: itself if it is whole, else the values, else the maps, whose names end so.
+
+    A section that a config need not have (its default is null) gives way to what every config has.
+    """
     found_values, found_maps = places(schema)
     if ending in found_values or ending in found_maps:
         return [ending]
+    fields = schema.model_fields.items()
+    optional = {key for key, field in fields if field.default is None and options_at(schema, key)}
 
-    def ends(candidates: Iterable[Keys]) -> list[Keys]:
-        return [keys for keys in candidates if keys[-len(ending) :] == ending]
+    def ends(candidates: Iterable[Keys], giving_way: bool) -> list[Keys]:
+        return [keys for keys in candidates if keys[-len(ending) :] == ending and (keys[0] in optional) == giving_way]
 
-    return ends(found_values) or ends(found_maps)
+    groups = (ends(found, giving_way) for giving_way in (False, True) for found in (found_values, found_maps))
+    return next((found for found in groups if found), [])
 
 
 def mend(schema: type[Spec], keys: Keys, options: Options, chosen: type[Spec] | None) -> str:
@@ -71,7 +77,7 @@ def mend(schema: type[Spec], keys: Keys, options: Options, chosen: type[Spec] | 
         return f"did you mean {' or '.join(map(dotted, elsewhere))}?"
     if near := nearest(name, here):
         return f"did you mean {dotted((*keys[:-1], near))}?"
-    everywhere = {place[-1]: dotted(place) for found in places(schema) for place in found}
+    everywhere = {place[-1]: dotted(place) for found in places(schema) for place in reversed(found)}
     if near := nearest(name, everywhere, cutoff=0.75):
         return f"did you mean {everywhere[near]}?"
     return f"{dotted(keys[:-1]) or 'the config'} takes {', '.join(here)}" if here else "leave it out"

@@ -61,7 +61,7 @@ def parameters(spec: ModelSpec) -> Parameters:
     for name, parameter in model.named_parameters():
         counts[_part(name)] += parameter.numel()
     multiplied = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
-    if model.head is None:
+    if model.head is None and spec.head:
         multiplied += model.embed.weight.numel()
     return Parameters(**counts, multiplied=multiplied)
 

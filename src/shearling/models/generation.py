@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from shearling.errors import UserError
+from shearling.models.layers.attention import KVCache
 from shearling.models.transformer import Transformer
 
 
@@ -44,8 +45,8 @@ def generate(
         vocab_size: only tokens below it are drawn: an embedding may have more rows than its tokenizer has pieces.
 
     Raises:
-        UserError: at once where the prompt is empty or leaves no room in the model's context; later, where the
-            model's logits are not finite.
+        UserError: at once where the prompt is empty or leaves no room in the model's context, or where the model
+            reads both ways; later, where its logits are not finite.
     """
     context = model.spec.max_seq_len
     if not 0 < len(prompt) < context:
@@ -56,16 +57,20 @@ def generate(
     def choose(logits_V: torch.Tensor) -> int:
         return sample(logits_V[:vocab_size], temperature, top_p, generator)
 
-    return _draw(model, list(prompt), n_tokens, choose, stop)
+    return _draw(model, list(prompt), n_tokens, model.new_caches(1, len(prompt) + n_tokens), choose, stop)
 
 
 @torch.no_grad()
 def _draw(
-    model: Transformer, prompt: list[int], n_tokens: int, choose: Callable[[torch.Tensor], int], stop: int | None
+    model: Transformer,
+    prompt: list[int],
+    n_tokens: int,
+    caches: list[KVCache],
+    choose: Callable[[torch.Tensor], int],
+    stop: int | None,
 ) -> Iterator[int]:
     model.eval()
     device = model.embed.weight.device
-    caches = model.new_caches(1, len(prompt) + n_tokens)
     tokens = torch.tensor([prompt], device=device)
     for _ in range(n_tokens):
         hidden_BTD = model(tokens, caches=caches)

@@ -100,6 +100,7 @@ class ModelSpec(Spec):
     position: PositionSpec = Field(default_factory=RoPESpec, description="how positions enter")
     attention_bias: bool = Field(False, description="biases on the query, key, value and output projections")
     feedforward_bias: bool = Field(False, description="biases on the feed-forward projections")
+    head: bool = Field(True, description="logits at the end; false: hidden states only, as in a sentence encoder")
     tie_embeddings: bool = Field(True, description="the head is the embedding's transpose")
     learned_embedding_scale: bool = Field(
         False, description="embeddings times a learned scalar, at first √d_model (DyT's LLaMA, arXiv 2503.10622)"
@@ -133,6 +134,8 @@ class ModelSpec(Spec):
             raise ValueError("placement.kind ngpt gives queries and keys one gain: set n_kv_heads: null")
         if isinstance(self.placement, ResiDualSpec) and not self.final_norm:
             raise ValueError("placement.kind residual ends with a norm of its second stream: set final_norm: true")
+        if not self.head and not self.tie_embeddings:
+            raise ValueError("head: false leaves nothing to untie: set tie_embeddings: true")
         return self
 
     @property
@@ -155,6 +158,7 @@ class ModelSpec(Spec):
             "qk_norm": self.qk_norm is None,
             "embedding_norm": not self.embedding_norm,
             "final_norm": self.final_norm,
+            "head": self.head,
             "position.kind": self.position.kind == "rope",
             "learned_embedding_scale": not self.learned_embedding_scale,
         }

@@ -67,16 +67,17 @@ class Transformer(nn.Module):
         self.step = math.inf
         self.spherical = placement_class(spec.placement).spherical
         d_model, V = spec.d_model, spec.vocab_size
-        self.embed = nn.Embedding(V, d_model)
+        self.embed = nn.Embedding(V, d_model, _weight=torch.empty(V, d_model))  # drawn below
         self.embed_scale = nn.Parameter(torch.tensor(math.sqrt(d_model))) if spec.learned_embedding_scale else None
         self.position = build_position(spec)
         self.embed_norm = build_norm(spec.norm, d_model) if spec.embedding_norm else None
         self.layers = nn.ModuleList(Block(spec, layer) for layer in range(1, spec.n_layers + 1))
         self.final_norm = build_norm(spec.norm, d_model) if spec.final_norm else nn.Identity()
-        self.transform = None if spec.causal else MaskedTokenHead(spec)
+        masked_tokens = spec.head and not spec.causal
+        self.transform = MaskedTokenHead(spec) if masked_tokens else None
         self.head = None if spec.tie_embeddings else Linear(d_model, V, bias=False)
-        self.head_bias = None if spec.causal else nn.Parameter(torch.zeros(V))
-        self.head_gain = StoredGain((V, 1), 1.0, d_model**-0.5) if self.spherical else None
+        self.head_bias = nn.Parameter(torch.zeros(V)) if masked_tokens else None
+        self.head_gain = StoredGain((V, 1), 1.0, d_model**-0.5) if self.spherical and spec.head else None
         initialize(self, spec, seed)
         self.constrain()
 
@@ -87,7 +88,13 @@ class Transformer(nn.Module):
 
     @property
     def head_weight(self) -> torch.Tensor:
-        """The matrix that turns hidden states into logits: (V, D); (V, D + 1) where the head has a bias."""
+        """The matrix that turns hidden states into logits: (V, D); (V, D + 1) where the head has a bias.
+
+        Raises:
+            UserError: the model was made without a head.
+        """
+        if not self.spec.head:
+            raise UserError("model.head is false: this model gives hidden states and no logits: take one with a head")
         weight = self.embed.weight if self.head is None else self.head.weight
         if self.head_gain is not None:
             weight = self.head_gain(weight)

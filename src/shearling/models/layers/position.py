@@ -31,7 +31,7 @@ class Position(nn.Module):
 
 
 class RotaryPosition(Position):
-    """RoPE (arXiv 2104.09864) in real arithmetic, with Hugging Face's layout: dimension i turns with i + K/2."""
+    """Pairs (i, i + K/2) of queries and keys turn by position · theta^(−2i/K) (RoPE, arXiv 2104.09864)."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
