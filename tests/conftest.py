@@ -91,5 +91,5 @@ def _merged(base: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
         base = {**base, "training": {k: v for k, v in base["training"].items() if k != "steps"}}
     merged = dict(base)
     for key, value in options.items():
-        merged[key] = {**base[key], **value} if isinstance(value, dict) else value
+        merged[key] = {**base.get(key, {}), **value} if isinstance(value, dict) else value
     return merged

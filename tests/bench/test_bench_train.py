@@ -12,7 +12,8 @@ from shearling.bench.train import Entry, _report, bench_train
 from shearling.cli import main
 from shearling.errors import UserError
 from shearling.models.cost import training_flops_per_token
-from shearling.models.spec import LayerNormSpec, ModelSpec
+from shearling.models.norm_spec import LayerNormSpec
+from shearling.models.spec import ModelSpec
 
 TINY = """
 model: {d_model: 32, n_layers: 1, n_heads: 2, intermediate_size: 64, vocab_size: 100, max_seq_len: 16}

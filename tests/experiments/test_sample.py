@@ -1,7 +1,8 @@
-"""Text from a run folder."""
+"""Text from a run folder, and from a Hugging Face folder."""
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -155,6 +156,58 @@ class TestRefusals:
         with pytest.raises(UserError, match="the model's context takes 1 to 31"):
             write_text(trained.output_dir, "Lily " * 40, 5, temperature=0, top_p=1, seed=0, write=pieces.append)
         assert pieces == []
+
+
+class TestAHuggingFaceFolder:
+    @pytest.fixture
+    def llama(self, trained):
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                max_position_embeddings=32, initializer_range=0.3,
+            )
+        ).eval()  # fmt: skip
+
+    @pytest.fixture
+    def folder(self, trained, tmp_path):
+        return Path(shutil.copytree(RunFolder(trained.output_dir).tokenizer, tmp_path / "folder"))
+
+    def test_continues_a_text_as_transformers_does(self, llama, folder):
+        llama.save_pretrained(folder)
+        tokenizer = load_tokenizer(folder)
+        prompt = torch.tensor([[tokenizer.bos_id, *tokenizer.encode("Lily saw")]])
+        tokens = llama.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=tokenizer.eos_id)
+        assert "".join(written(folder, "Lily saw", 12)) == tokenizer.decode(tokens[0].tolist())
+
+    def test_ends_a_text_where_its_tokenizer_says(self, llama, folder, monkeypatch):
+        llama.save_pretrained(folder)
+        asked = {}
+        monkeypatch.setattr(sample, "generate", lambda *_, **options: asked.update(options) or iter(()))
+        written(folder)
+        tokenizer = load_tokenizer(folder)
+        assert asked["stop"] == tokenizer.eos_id != tokenizer.bos_id
+
+    def test_of_an_encoder_is_refused_before_any_text(self, folder):
+        from transformers import BertConfig, BertModel
+
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        BertModel(BertConfig(vocab_size=300, **sizes)).save_pretrained(folder)
+        with pytest.raises(UserError, match="continues no text"):
+            written(folder)
+
+    def test_whose_tokenizer_has_tokens_that_the_model_has_not_is_refused(self, llama, folder):
+        llama.resize_token_embeddings(8)
+        llama.save_pretrained(folder)
+        with pytest.raises(UserError, match=r"its tokenizer gives token .* and the model has 8"):
+            written(folder)
+
+    def test_without_a_tokenizer_is_refused(self, llama, tmp_path):
+        llama.save_pretrained(tmp_path / "bare")
+        with pytest.raises(UserError, match="bare: no tokenizer in this folder"):
+            written(tmp_path / "bare")
 
 
 def test_the_speed_is_tokens_by_seconds(trained, monkeypatch):

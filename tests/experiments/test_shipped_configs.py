@@ -4,13 +4,19 @@ import json
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from shearling.config import editor_schema
+from shearling.data.stream import Batch
 from shearling.experiments.summary import summarize
+from shearling.models.layers.placement import PLACEMENTS
 from shearling.training.resolve import load_experiment
 from shearling.training.spec import ExperimentSpec
+from shearling.training.state import build_state
+from shearling.training.step import train_step
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
@@ -32,6 +38,22 @@ def test_a_shipped_recipe_fits_an_experiment(file, tmp_path):
     base = ROOT / "configs/experiments/preln.yaml"
     top.write_text(f"extends: [{base}, {ROOT / file}]\n")
     load_experiment(top)
+
+
+def test_every_placement_has_an_experiment():
+    kinds = {load_experiment(file)[0].value.model.placement.kind for file in FILES if "/experiments/" in file}
+    assert kinds == PLACEMENTS.keys()
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if "/experiments/" in file])
+def test_a_shipped_experiment_takes_a_step(file):
+    overrides = ["seq_len=16", "tokens_per_update=32", "data.path=unused", "warmup_steps=0"]
+    config = load_experiment(file, overrides)[0].value
+    state = build_state(config, torch.device("cpu"), False)
+    batch = Batch(np.random.default_rng(0).integers(0, 500, (2, 17)))
+    losses = [train_step(state, batch, config, rate=1e-3)[0] for _ in range(4)]
+    assert state.progress.skipped == 0
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("file", FILES)

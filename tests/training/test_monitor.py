@@ -57,6 +57,15 @@ def test_each_step_is_a_line_of_metrics_and_goes_to_every_tracker(run):
         assert [{"step": step, **values} for step, values in tracker.lines] == lines
 
 
+def test_steps_before_the_first_are_kept_from_trackers(run):
+    tracker = Notebook()
+    with Monitor(run, [tracker], log_every=1) as monitor:
+        for step in (-1, 0):
+            monitor.record(step, {"x": 1.0})
+    assert [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] == [-1, 0]
+    assert tracker.lines == [(0, {"x": 1.0})]
+
+
 def test_a_line_is_on_its_way_to_disk_before_the_next_step(run):
     with Monitor(run, [], log_every=1) as monitor:
         monitor.step(figures(1))

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from shearling.models.spec import LayerNormSpec, ModelSpec
+from shearling.models.norm_spec import LayerNormSpec
+from shearling.models.spec import ModelSpec
 from shearling.models.transformer import Transformer
 from shearling.training.optimizers import build_optimizer, decay_groups, load_optimizer_tensors, optimizer_tensors
 from shearling.training.spec import AdamWSpec

@@ -60,9 +60,16 @@ class TestMetrics:
         run.cut_metrics(-1)
         assert run.metrics.read_text() == ""
 
+    def test_are_cut_together_with_the_diagnostics(self, run):
+        assert run.read_diagnostics() == []
+        run.diagnostics.write_text('{"step": 0, "log_z": 5.7}\n{"step": 4, "log_z": null}\n{"st')
+        run.cut_metrics(3)
+        assert run.read_diagnostics() == [{"step": 0, "log_z": 5.7}]
+
     def test_need_not_be_there_to_be_cut(self, run):
         run.cut_metrics(3)
         assert not run.metrics.exists()
+        assert not run.diagnostics.exists()
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe"])

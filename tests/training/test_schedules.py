@@ -35,6 +35,14 @@ def test_warm_up_is_a_straight_line_that_ends_where_the_cosine_begins():
     assert rates[5] < 1
 
 
+def test_a_warm_up_that_was_begun_before_is_shorter_and_its_cosine_longer():
+    spec = CosineSpec(warmup_steps=4, min_ratio=0.2)
+    rates = [learning_rate_factor(spec, step, step / 12, 12, taken=3) for step in range(13)]
+    assert rates[:2] == pytest.approx([0.8, 1.0])
+    assert rates[1:] == pytest.approx(by_steps(CosineSpec(warmup_steps=0, min_ratio=0.2), 11))
+    assert learning_rate_factor(spec, 0, 0.0, None, taken=4) == 1
+
+
 def test_the_cosine_is_half_way_down_at_its_middle_and_at_its_floor_at_the_end():
     rates = by_steps(CosineSpec(warmup_steps=20, min_ratio=0.2), 120)
     assert rates[70] == pytest.approx(0.6)

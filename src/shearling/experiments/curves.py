@@ -54,7 +54,8 @@ def _validation_label(evaluations: list[dict[str, Any]]) -> str:
     if not evaluations:
         return "validation"
     last = evaluations[-1]
-    return f"validation, at last {last['validation_loss']:.3f} nats, {last['bits_per_byte']:.3f} bits per byte"
+    label = f"validation, at last {last['validation_loss']:.3f} nats"
+    return f"{label}, {last['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in last else label
 
 
 def _smooth(values: list[float], weight: float = 0.9) -> list[float]:
@@ -73,8 +74,9 @@ def results_table(results: dict[str, Any]) -> str:
         ("", "before", "after"),
         ("validation loss (nats/token)", _format(first["loss"], ".4f"), _format(last["loss"], ".4f")),
         ("perplexity", _format(first["perplexity"], ",.1f"), _format(last["perplexity"], ",.2f")),
-        ("bits per byte", _format(first["bits_per_byte"], ".4f"), _format(last["bits_per_byte"], ".4f")),
     ]
+    if last["bits_per_byte"] is not None or last["loss"] is None:  # masked tokens say nothing of the others
+        rows.append(("bits per byte", _format(first["bits_per_byte"], ".4f"), _format(last["bits_per_byte"], ".4f")))
     table = "\n".join(f"{name:<30}{before:>12}{after:>12}" for name, before, after in rows)
     return (
         f"{table}\n{results['tokens']:,} tokens ({results['epochs']:.1f} epochs) in {results['seconds']:.0f} s: "

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from shearling.experiments.equations import model_equations
 from shearling.experiments.summary import Run, Summary, learning_rates
 from shearling.models.cost import kv_cache_bytes
 
@@ -16,12 +17,13 @@ Line = tuple[str, str, str]
 
 
 def render(summary: Summary) -> str:
-    """The resolved config with origins, then parameters, cost, memory and schedule, one section each."""
+    """The resolved config with origins, then parameters, cost, equations, memory and schedule, one section each."""
     blocks = [
         str(summary.path),
         _table([(row.key, _plain(row.value), row.origin) for row in summary.rows]),
         "parameters\n" + _figures(_parameters(summary)),
         "cost\n" + _figures(_cost(summary)),
+        "equations\n" + "\n".join(f"  {line}" for line in model_equations(summary.model).splitlines()),
     ]
     if summary.run:
         blocks += ["memory, estimated\n" + _figures(_memory(summary.run)), "learning rate\n" + plot(summary.run)]
@@ -45,7 +47,8 @@ def plot(run: Run) -> str:
         lines.append(f"  {labels.get(row, ''):>{margin}} ┤{blocks}".rstrip())
     total = run.resolved.total_steps
     end = f"{total:,} steps" if total else f"{training.minutes:g} minutes"
-    warmup = f"warm-up: {training.schedule.warmup_steps:,} steps" + ("" if total else ", not to scale")
+    steps = training.schedule.warmup_steps - run.spec.warmup_taken
+    warmup = f"warm-up: {steps:,} steps" + ("" if total else ", not to scale")
     return "\n".join([*lines, f"  {'':>{margin}} └{'─' * PLOT_COLUMNS}", f"  {'':>{margin}}  {warmup:<40}{end:>24}"])
 
 
@@ -57,7 +60,7 @@ def _parameters(summary: Summary) -> Iterator[Line]:
     yield (
         "embedding",
         f"{counts.embedding:,}",
-        "and as many in the head" if counts.head else "its transpose is the head",
+        f"and {counts.head:,} in the head" if counts.head else "its transpose is the head",
     )
 
 
@@ -72,6 +75,9 @@ def _cost(summary: Summary) -> Iterator[Line]:
         yield "steps", f"{resolved.total_steps:,}", ""
         yield "tokens", f"{resolved.total_tokens:,}", f"{training.tokens_per_update:,} per step"
         yield "FLOPs", f"{resolved.total_flops:.3g}", ""
+    if warmup := run.spec.random_warmup:
+        phase = f"{warmup.kind}, {warmup.steps:,} steps, {resolved.random_warmup_flops:.3g} FLOPs before the horizon"
+        yield "random warm-up", f"{resolved.random_warmup_tokens:,} tokens", phase
     batches = f"{resolved.micro_batches_per_update:,} micro-batches of {resolved.micro_batch:,}"
     yield "one step", f"{resolved.sequences_per_update:,} sequences", batches
     yield "fingerprint", run.fingerprint[:16], "of all that affects results"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shearling.config import Loaded, fingerprint, flatten, load, sections
+from shearling.experiments.equations import block_equations, outline
 from shearling.models.cost import Parameters, parameters, training_flops_per_token
 from shearling.models.spec import ModelFile, ModelSpec
 from shearling.training.resolve import Resolved, load_experiment
@@ -67,12 +68,12 @@ def learning_rates(run: Run, points: int) -> list[tuple[float, float]]:
 
     Where minutes end the run, nobody knows the share that warm-up takes: it is drawn as the first twentieth.
     """
-    training, total = run.spec.training, run.resolved.total_steps
+    training, total, taken = run.spec.training, run.resolved.total_steps, run.spec.warmup_taken
     curve = []
     for point in range(points):
         share = point / (points - 1)
-        step = round(share * total) if total else int(share / WARMUP_DRAWN * training.schedule.warmup_steps)
-        factor = learning_rate_factor(training.schedule, step, step / total if total else share, total)
+        step = round(share * total) if total else int(share / WARMUP_DRAWN * (training.schedule.warmup_steps - taken))
+        factor = learning_rate_factor(training.schedule, step, step / total if total else share, total, taken)
         curve.append((share, factor * training.optimizer.learning_rate))
     return curve
 
@@ -87,6 +88,7 @@ def as_data(summary: Summary) -> dict[str, Any]:
         "parameters": {"total": counts.total, "non_embedding": counts.non_embedding, **asdict(counts)},
         "seq_len": summary.seq_len,
         "training_flops_per_token": summary.flops_per_token,
+        "equations": [{"of": label, "lines": lines} for label, lines in block_equations(outline(summary.model))],
     }
     if run := summary.run:
         resolved = asdict(run.resolved)

@@ -64,10 +64,12 @@ def save_checkpoint(root: Path, step: int, checkpoint: Checkpoint) -> Path:
         for path in draft.iterdir():
             flush(path)
         flush(draft)
-        if folder.exists():  # a damaged one, or one that a resumed run has come to again
-            shutil.rmtree(folder)
+        replaced = root / f".draft_{folder.name}_replaced"
+        if folder.exists():  # damaged, come to again by a resumed run, or of an earlier step of a random-data warm-up
+            folder.rename(replaced)  # removed after: that takes long enough for a kill to come between
         draft.rename(folder)
         flush(root)
+        shutil.rmtree(replaced, ignore_errors=True)
     except OSError:
         shutil.rmtree(draft, ignore_errors=True)
         raise

@@ -7,18 +7,12 @@ import torch
 
 from shearling.data.stream import Batch, EvaluationSet
 from shearling.models.transformer import Transformer
+from shearling.training.examples import make_examples
 from shearling.training.loss import token_losses
+from shearling.training.spec import NextTokenSpec, ObjectiveSpec
 from shearling.training.state import Evaluation
 
-
-def to_tensors(batch: Batch, device: torch.device, mask_documents: bool) -> tuple[torch.Tensor, ...]:
-    """Inputs (B, T), targets (B, T) and document ids (B, T) or nothing, on `device`."""
-    tokens = torch.from_numpy(batch.tokens).to(device, non_blocking=True)
-    parts = (tokens[:, :-1], tokens[:, 1:])
-    if not mask_documents:
-        return parts
-    assert batch.document_ids is not None
-    return (*parts, torch.from_numpy(batch.document_ids).to(device, non_blocking=True))
+NEXT_TOKEN = NextTokenSpec()
 
 
 @torch.no_grad()
@@ -30,9 +24,13 @@ def evaluate(
     seq_len: int,
     sequences: int,
     mask_documents: bool,
+    objective: ObjectiveSpec = NEXT_TOKEN,
     check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Token-mean loss over every target of `held_out`, in nats; bits per byte over the same documents' UTF-8 bytes.
+
+    Where the objective masks tokens, the same ones are masked at every evaluation; they say nothing of the others, so
+    that bits per byte is not a number.
 
     Args:
         sequences: per forward pass.
@@ -40,13 +38,16 @@ def evaluate(
     """
     device = model.embed.weight.device
     model.eval()
+    model.step = step
     total, count = 0.0, 0
-    for batch, n_targets in held_out.batches(seq_len, sequences):
+    for number, (batch, _) in enumerate(held_out.batches(seq_len, sequences)):
         check()
-        inputs, targets, *documents = to_tensors(batch, device, mask_documents)
-        hidden = model(inputs, *documents)
-        total += token_losses(hidden.flatten(0, 1), model.head_weight, targets.flatten()).double().sum().item()
-        count += n_targets
+        batch = batch if mask_documents else Batch(batch.tokens)
+        examples = make_examples(objective, batch, model.spec.vocab_size, "evaluation", number)
+        hidden, targets = examples.states_and_targets(model, device)
+        total += token_losses(hidden, model.head_weight, targets).double().sum().item()
+        count += len(targets)
     loss = total / count
     perplexity = math.exp(loss) if loss < 700 else math.inf
-    return Evaluation(step, loss, perplexity, total / math.log(2) / held_out.n_bytes)
+    whole_text = isinstance(objective, NextTokenSpec)
+    return Evaluation(step, loss, perplexity, total / math.log(2) / held_out.n_bytes if whole_text else math.nan)

@@ -4,7 +4,6 @@ import errno
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from shearling.data.shards import load_tokenizer_of, open_dataset
 from shearling.data.stream import BatchStream, EvaluationSet
 from shearling.errors import Interrupted, UserError
 from shearling.files import locked
+from shearling.models.custom import custom_code_hash
 from shearling.seeding import derive_seed
 from shearling.training import run_folder
 from shearling.training.checkpoints import (
@@ -22,58 +22,24 @@ from shearling.training.checkpoints import (
     prune,
     save_checkpoint,
     saved_steps,
-    step_folder,
-    weights_hash,
 )
 from shearling.training.device import describe, keep_freed_memory, measure_peak, pick_compile, pick_device
+from shearling.training.diagnostics.recorder import Recorder
 from shearling.training.evaluate import evaluate
 from shearling.training.interrupts import Interrupts
+from shearling.training.job import Clock, Job
 from shearling.training.monitor import Monitor, StepFigures
-from shearling.training.resolve import Resolved, resolve
-from shearling.training.run_folder import RunFolder
+from shearling.training.resolve import resolve
+from shearling.training.results import results_of
+from shearling.training.run_folder import DIVERGED, FINISHED, RunFolder
 from shearling.training.schedules import learning_rate_factor
-from shearling.training.spec import ExperimentSpec
+from shearling.training.spec import ExperimentSpec, MaskedTokenSpec
 from shearling.training.state import Evaluation, Progress, TrainState, build_state, restore, to_checkpoint
 from shearling.training.step import train_step
 from shearling.training.trackers import build_trackers
+from shearling.training.warmup import position, warm_up
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What stays the same throughout a run."""
-
-    config: ExperimentSpec
-    resolved: Resolved
-    run: RunFolder
-    stream: BatchStream
-    held_out: EvaluationSet
-    peak: float
-    monitor: Monitor
-    interrupts: Interrupts
-    identity: dict[str, str]
-
-
-class Clock:
-    """Wall-clock seconds of a run over all its processes, and the share of its horizon that is done."""
-
-    def __init__(self, job: Job, progress: Progress) -> None:
-        self._start = time.perf_counter() - progress.seconds
-        self._progress = progress
-        self._total_steps = job.resolved.total_steps
-        self._budget = 60 * (job.config.training.minutes or math.inf)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds spent so far."""
-        return time.perf_counter() - self._start
-
-    def done(self, step: int) -> float:
-        """Share of the horizon behind us, in [0, 1]; of a minutes budget the time to evaluate and save is kept back."""
-        if self._total_steps is not None:
-            return min(1.0, step / self._total_steps)
-        return min(1.0, self.seconds / max(self._budget - self._progress.closing_seconds, 1e-9))
 
 
 def train(config: ExperimentSpec, resume: bool = False) -> dict[str, Any]:
@@ -108,15 +74,12 @@ def _train(config: ExperimentSpec, run: RunFolder, resume: bool) -> dict[str, An
     device = pick_device(config.training.device)
     compile_blocks, why = pick_compile(config.training.compile, device)
     manifest = load_manifest(config.data.path)
-    if manifest.tokenizer.vocab_size > config.model.vocab_size:
-        raise UserError(
-            f"model.vocab_size {config.model.vocab_size:,} is smaller than the {manifest.tokenizer.vocab_size:,} of "
-            f"the tokenizer in {config.data.path}: raise model.vocab_size"
-        )
+    _check_vocabulary(config, manifest.tokenizer.vocab_size)
     identity = {
         "config": fingerprint(config),
         "data": manifest.hash,
         "tokenizer": manifest.tokenizer.sha256,
+        "code": custom_code_hash(config.model),
     }
     resolved = resolve(config)
     stream = BatchStream(
@@ -132,6 +95,7 @@ def _train(config: ExperimentSpec, run: RunFolder, resume: bool) -> dict[str, An
     state = build_state(config, device, compile_blocks)
     if begun:
         _check_identity(run, config, identity)
+        _refuse_diverged(run)
     else:
         run.create(dump(config), run_folder.provenance(describe(device), identity), load_tokenizer_of(config.data.path))
     with Interrupts() as interrupts:
@@ -140,18 +104,29 @@ def _train(config: ExperimentSpec, run: RunFolder, resume: bool) -> dict[str, An
             restore(state, checkpoint)
             point(run.checkpoints, "latest", state.progress.step)  # a kill may have come before the links
             _point_best(run.checkpoints, state.progress)
-        run.cut_metrics(state.progress.step if checkpoint else -1)
+        run.cut_metrics(position(config, state.progress) if checkpoint else -math.inf)
         trackers = build_trackers(config.training.trackers, run.path, config.name, config.model_dump(mode="json"))
         with Monitor(run, trackers, config.training.log_every) as monitor:
             job = Job(
                 config, resolved, run, stream, held_out, measure_peak(device, state.model.dtype), monitor, interrupts,
-                identity,
+                Recorder(config, run, held_out), identity,
             )  # fmt: skip
             monitor.say(
                 f"{config.name}: {resolved.parameters.total:,} parameters on {describe(device)}; "
                 f"matmul peak {job.peak / 1e9:,.0f} GFLOP/s; torch.compile {why}"
             )
             return _run_to_horizon(job, state)
+
+
+def _check_vocabulary(config: ExperimentSpec, tokens: int) -> None:
+    objective, rows = config.training.objective, config.model.vocab_size
+    masking = isinstance(objective, MaskedTokenSpec) and objective.mask_id is None
+    if tokens > rows - masking:
+        more = " and one for the mask" if masking else ""
+        raise UserError(
+            f"model.vocab_size {rows:,} is smaller than the {tokens:,} of the tokenizer in {config.data.path}{more}: "
+            "raise model.vocab_size"
+        )
 
 
 def _check_identity(run: RunFolder, config: ExperimentSpec, identity: dict[str, str]) -> None:
@@ -162,12 +137,26 @@ def _check_identity(run: RunFolder, config: ExperimentSpec, identity: dict[str, 
             "put them back, or choose another output_dir"
         )
     recorded = run_folder.read_json(run.provenance)["hashes"]
+    if recorded.get("code", "") != identity["code"]:
+        raise UserError(
+            f"{run.provenance}: the code of the model's own norm or placement has changed since the run began: "
+            "bring it back, or choose another output_dir"
+        )
     for what in ("tokenizer", "data"):
         if recorded[what] != identity[what]:
             raise UserError(
                 f"{config.data.path}: its {what} hash is not that of the run in {run.path}: "
                 f"bring back the {what} the run began with, or choose another output_dir"
             )
+
+
+def _refuse_diverged(run: RunFolder) -> None:
+    """A run that diverged would diverge again: it is a result, not a run to go on with."""
+    if run.results.exists() and (results := run_folder.read_json(run.results)).get("outcome") == DIVERGED:
+        raise UserError(
+            f"{run.path}: the run diverged: it stopped after {results['tokens']:,} tokens, its loss not finite\n"
+            "its figures are in results.json; to try other options choose another output_dir"
+        )
 
 
 def _run_to_horizon(job: Job, state: TrainState) -> dict[str, Any]:
@@ -177,6 +166,7 @@ def _run_to_horizon(job: Job, state: TrainState) -> dict[str, Any]:
     if progress.step:
         job.monitor.say(f"resumed at step {progress.step:,}, epoch {job.stream.epoch(progress.step):.2f}")
     try:
+        _warm_up(job, state, clock)
         while True:
             finished = clock.done(progress.step) >= 1  # read once a turn: what follows takes time of its own
             _evaluate_and_save(job, state, clock, finished, changed)
@@ -188,17 +178,48 @@ def _run_to_horizon(job: Job, state: TrainState) -> dict[str, Any]:
         state.optimizer.zero_grad(set_to_none=True)
         progress.seconds = clock.seconds
         _save(job, state)
-        job.monitor.say(f"interrupted: saved at step {progress.step:,}; go on with --resume")
+        warming = position(job.config, progress) < 0
+        where = f"random warm-up step {progress.warmed.steps:,}" if warming else f"step {progress.step:,}"
+        job.monitor.say(f"interrupted: saved at {where}; go on with --resume")
         raise
-    results = _results(job, state)
+    results = results_of(job, progress, FINISHED)
     run_folder.write_json(job.run.results, results)
     return results
+
+
+def _warm_up(job: Job, state: TrainState, clock: Clock) -> None:
+    """What is left of the phase on random data. Its end is saved with the evaluation of step 0, which follows."""
+    spec, progress, training = job.config.random_warmup, state.progress, job.config.training
+    if spec is None or position(job.config, progress) >= 0:
+        return
+    job.monitor.say(f"random warm-up, {spec.kind}: step {progress.warmed.steps:,} of {spec.steps:,}")
+    for step in warm_up(state, job.config, job.stream.dataset, job.interrupts.check):
+        progress.seconds = progress.warmed.seconds = clock.seconds
+        line, where = step.number - 1 - spec.steps, f"random warm-up step {step.number:,}"
+        if progress.skipped_in_a_row:
+            look = "random_warmup.learning_rate, random_warmup.warmup_steps and training.clip"
+            _record_skip(job, progress, line, where, step.loss, step.gradient_norm)
+            _stop_if_diverged(job, state, where, step.learning_rate, look)
+        elif _due(step.number, training.log_every):
+            figures = {"loss": step.loss, "learning_rate": step.learning_rate, "gradient_norm": step.gradient_norm}
+            job.monitor.record(line, {f"random_warmup_{key}": value for key, value in figures.items()})
+        if clock.done(0) >= 1:
+            raise UserError(
+                f"{job.run.path}: random_warmup.steps {spec.steps:,} leaves nothing of the run's "
+                f"{training.minutes:g} minutes: lower it, or raise training.minutes"
+            )
+        job.monitor.say_at_times(f"{where} of {spec.steps:,}: loss {step.loss:.3f}")
+        if step.number < spec.steps and _due(step.number, training.save_every):
+            _save(job, state)
+    if progress.warmed.first_loss is not None:
+        job.monitor.say(f"random warm-up: loss {progress.warmed.first_loss:.4f} to {progress.warmed.last_loss:.4f}")
 
 
 def _take_step(job: Job, state: TrainState, clock: Clock) -> None:
     progress, training = state.progress, job.config.training
     began, done = time.perf_counter(), clock.done(progress.step)
-    factor = learning_rate_factor(training.schedule, progress.step, done, job.resolved.total_steps)
+    taken = job.config.warmup_taken
+    factor = learning_rate_factor(training.schedule, progress.step, done, job.resolved.total_steps, taken)
     rate = training.optimizer.learning_rate * factor
     loss, norm = train_step(state, job.stream.batch(progress.step), job.config, rate, check=job.interrupts.check)
     progress.seconds = clock.seconds
@@ -210,15 +231,10 @@ def _record_step(
 ) -> None:
     progress, training = state.progress, job.config.training
     if progress.skipped_in_a_row:
-        job.monitor.record(progress.step, {"skipped": progress.skipped})
-        job.monitor.say(f"step {progress.step:,} skipped: loss {loss}, gradient norm {norm}")
-        if progress.skipped_in_a_row >= training.max_skipped:
-            raise UserError(
-                f"{job.run.path}: stopped at step {progress.step:,}: loss or gradient not finite for "
-                f"{training.max_skipped} steps in a row (learning rate {rate:.2e})\n"
-                "look at training.optimizer.learning_rate, training.schedule.warmup_steps, training.clip, and the data "
-                "around that step"
-            )
+        look = "training.optimizer.learning_rate, training.schedule.warmup_steps, training.clip, and the data around it"
+        where = f"step {progress.step:,}"
+        _record_skip(job, progress, progress.step, where, loss, norm)
+        _stop_if_diverged(job, state, where, rate, look)
         return
     speed = training.tokens_per_update / seconds
     job.monitor.step(
@@ -236,24 +252,34 @@ def _record_step(
     )
 
 
+def _record_skip(job: Job, progress: Progress, line: int, where: str, loss: float, norm: float) -> None:
+    job.monitor.record(line, {"skipped": progress.skipped})
+    job.monitor.say(f"{where} skipped: loss {loss}, gradient norm {norm}")
+
+
+def _stop_if_diverged(job: Job, state: TrainState, where: str, rate: float, look: str) -> None:
+    """End the run, with its results, where too many steps in a row were skipped."""
+    progress, most = state.progress, job.config.training.max_skipped
+    if progress.skipped_in_a_row < most:
+        return
+    if progress.last is None:
+        _evaluate(job, state)
+    run_folder.write_json(job.run.results, results_of(job, progress, DIVERGED))
+    raise UserError(
+        f"{job.run.path}: stopped at {where}: loss or gradient not finite for {most} steps in a row "
+        f"(learning rate {rate:.2e})\nlook at {look}"
+    )
+
+
 def _evaluate_and_save(job: Job, state: TrainState, clock: Clock, finished: bool, changed: bool) -> None:
     """Whatever is due at this step and not yet done; a new best is always saved, so that `best` leads somewhere."""
     began, progress, training = time.perf_counter(), state.progress, job.config.training
     improved = False
+    job.diagnostics.record(state, finished)
     due = finished or progress.step == 0 or _due(progress.step, training.evaluate_every)
     missing = progress.last is None or progress.last.step != progress.step
     if due and missing:
-        evaluation = evaluate(
-            state.model,
-            job.held_out,
-            progress.step,
-            seq_len=job.config.data.seq_len,
-            sequences=training.micro_batch,
-            mask_documents=job.config.data.mask_documents,
-            check=job.interrupts.check,
-        )
-        improved = progress.note(evaluation)
-        _show(job, evaluation, progress.tokens)
+        improved = _evaluate(job, state)
         progress.closing_seconds = max(progress.closing_seconds, time.perf_counter() - began)
     progress.seconds = clock.seconds
     if improved or (changed and (finished or _due(progress.step, training.save_every))):
@@ -262,22 +288,40 @@ def _evaluate_and_save(job: Job, state: TrainState, clock: Clock, finished: bool
             progress.closing_seconds = max(progress.closing_seconds, time.perf_counter() - began)
 
 
+def _evaluate(job: Job, state: TrainState) -> bool:
+    """Evaluate the model as it is; whether it is the best so far."""
+    evaluation = evaluate(
+        state.model,
+        job.held_out,
+        state.progress.step,
+        seq_len=job.config.data.seq_len,
+        sequences=job.config.training.micro_batch,
+        mask_documents=job.config.data.mask_documents,
+        objective=job.config.training.objective,
+        check=job.interrupts.check,
+    )
+    _show(job, evaluation, state.progress)
+    return state.progress.note(evaluation)
+
+
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _show(job: Job, evaluation: Evaluation, tokens: int) -> None:
+def _show(job: Job, evaluation: Evaluation, progress: Progress) -> None:
     figures = {
-        "tokens": tokens,
+        "tokens": progress.tokens,
+        "seconds": progress.seconds,
         "validation_loss": evaluation.loss,
         "perplexity": evaluation.perplexity,
         "bits_per_byte": evaluation.bits_per_byte,
     }
-    job.monitor.record(evaluation.step, {key: value for key, value in figures.items() if math.isfinite(value)})
-    job.monitor.say(
-        f"step {evaluation.step:,}: validation loss {evaluation.loss:.4f}, perplexity {evaluation.perplexity:,.2f}, "
-        f"{evaluation.bits_per_byte:.4f} bits per byte"
-    )
+    finite = {key: value for key, value in figures.items() if math.isfinite(value)}
+    job.monitor.record(evaluation.step, finite)
+    said = f"validation loss {evaluation.loss:.4f}, perplexity {evaluation.perplexity:,.2f}"
+    if "bits_per_byte" in finite:
+        said += f", {evaluation.bits_per_byte:.4f} bits per byte"
+    job.monitor.say(f"step {evaluation.step:,}: {said}")
 
 
 def _save(job: Job, state: TrainState) -> None:
@@ -291,30 +335,3 @@ def _point_best(root: Path, progress: Progress) -> None:
     """Make the link `best` lead to the best evaluation's checkpoint, where that was saved."""
     if progress.best and progress.best.step in saved_steps(root):
         point(root, "best", progress.best.step)
-
-
-def _results(job: Job, state: TrainState) -> dict[str, Any]:
-    progress = state.progress
-    assert progress.first
-    assert progress.last
-    assert progress.best
-    flops = progress.tokens * job.resolved.flops_per_token
-    return {
-        **_figures(progress.last),
-        "first": _figures(progress.first),
-        "best": _figures(progress.best),
-        "tokens": progress.tokens,
-        "epochs": job.stream.epoch(progress.step),
-        "flops": flops,
-        "seconds": progress.seconds,
-        "tokens_per_second": progress.tokens / progress.seconds,
-        "mfu": flops / progress.seconds / job.peak,
-        "skipped_steps": progress.skipped,
-        "parameters": job.resolved.parameters.total,
-        "weights_sha256": weights_hash(step_folder(job.run.checkpoints, progress.step)),
-    }
-
-
-def _figures(evaluation: Evaluation) -> dict[str, float | None]:
-    """An evaluation as JSON can hold it: what is not finite becomes null."""
-    return {key: value if math.isfinite(value) else None for key, value in asdict(evaluation).items()}

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from shearling.training.run_folder import RunFolder
 from shearling.training.trackers import Tracker
 
-_PLAIN_SECONDS = 15.0  # between lines where there is no terminal to draw a bar on
+_PLAIN_SECONDS = 15.0  # between lines that tell how far a run has come, where no bar does
 _SMOOTHING = 0.9  # of the shown loss and speed
 
 
@@ -82,11 +82,17 @@ class Monitor:
         self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         self._log.flush()
 
+    def say_at_times(self, text: str) -> None:
+        """The same, unless a line of this sort was said just now."""
+        if time.monotonic() - self._spoke >= _PLAIN_SECONDS:
+            self._spoke = time.monotonic()
+            self.say(text)
+
     def record(self, step: int, figures: dict[str, float]) -> None:
-        """A line of metrics.jsonl, and the same for every tracker."""
+        """A line of metrics.jsonl, and the same for every tracker: those know no steps before 0."""
         self._metrics.write(json.dumps({"step": step, **figures}) + "\n")
         self._metrics.flush()
-        for tracker in self._trackers:
+        for tracker in self._trackers if step >= 0 else ():
             tracker.log(step, figures)
 
     def step(self, figures: StepFigures) -> None:
@@ -103,9 +109,8 @@ class Monitor:
             completed=figures.done,
             **_fields(figures.step, self._loss, figures.learning_rate, figures.tokens_per_second, figures.mfu, left),
         )
-        if not self._console.is_terminal and time.monotonic() - self._spoke >= _PLAIN_SECONDS:
-            self._spoke = time.monotonic()
-            self.say(
+        if not self._console.is_terminal:
+            self.say_at_times(
                 f"step {figures.step:,} ({figures.done:.0%}): loss {self._loss:.3f}, lr {figures.learning_rate:.1e}, "
                 f"{figures.tokens_per_second:,.0f} tok/s, {figures.mfu:.0%} of peak, {_clock(left)} left"
             )

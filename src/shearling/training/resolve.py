@@ -61,6 +61,9 @@ class Resolved:
     """Optimizer steps of the run; None where minutes end it."""
     total_tokens: int | None
     total_flops: int | None
+    random_warmup_tokens: int
+    """Tokens, or vectors in their place, of the phase on random data; the horizon does not count them."""
+    random_warmup_flops: int
     memory: Memory
     kv_cache_bytes: int
     """Of one sequence of max_seq_len tokens in generation, at the training precision."""
@@ -89,6 +92,7 @@ def resolve(spec: ExperimentSpec) -> Resolved:
     micro_batch = min(training.micro_batch, sequences)
     steps = _total_steps(spec, flops_per_token)
     tokens = None if steps is None else steps * training.tokens_per_update
+    warmup_tokens = spec.random_warmup.steps * training.tokens_per_update if spec.random_warmup else 0
     return Resolved(
         parameters=counts,
         head_dim=spec.model.head_dim,
@@ -99,6 +103,8 @@ def resolve(spec: ExperimentSpec) -> Resolved:
         total_steps=steps,
         total_tokens=tokens,
         total_flops=None if tokens is None else tokens * flops_per_token,
+        random_warmup_tokens=warmup_tokens,
+        random_warmup_flops=warmup_tokens * flops_per_token,
         memory=_memory(spec, counts, micro_batch),
         kv_cache_bytes=kv_cache_bytes(spec.model, spec.model.max_seq_len, BYTES[training.precision]),
     )
@@ -118,7 +124,7 @@ def _total_steps(spec: ExperimentSpec, flops_per_token: int) -> int | None:
     steps = max(1, round(amount / per_step[horizon]))
     if steps > MOST_STEPS:
         raise UserError(f"training.{horizon}: {amount:g} is over {MOST_STEPS:,} steps: lower it")
-    if training.schedule.warmup_steps >= steps:
+    if training.schedule.warmup_steps - spec.warmup_taken >= steps:
         raise UserError(
             f"training.schedule.warmup_steps: {training.schedule.warmup_steps} leaves nothing of the run's {steps} "
             f"steps: lower it, or raise training.{horizon}"

@@ -1,6 +1,6 @@
 """The run folder: everything that comes of an experiment, in one place.
 
-experiment_config.yaml, provenance.json, metrics.jsonl, results.json, logs/, model/, tokenizer/
+experiment_config.yaml, provenance.json, metrics.jsonl, diagnostics.jsonl, results.json, logs/, model/, tokenizer/
 """
 
 import json
@@ -18,6 +18,9 @@ from shearling.files import write_atomically
 
 PACKAGES = ("shearling", "torch", "numpy", "safetensors", "sentencepiece", "tokenizers", "pydantic", "omegaconf")
 
+FINISHED, DIVERGED = "finished", "diverged"
+"""How a run ended, in its results: at its horizon, or before it, as the loss or its gradient stayed non-finite."""
+
 
 class RunFolder:
     """Paths of a run folder, and what is written there besides checkpoints."""
@@ -27,6 +30,7 @@ class RunFolder:
         self.config = path / "experiment_config.yaml"
         self.provenance = path / "provenance.json"
         self.metrics = path / "metrics.jsonl"
+        self.diagnostics = path / "diagnostics.jsonl"
         self.results = path / "results.json"
         self.log = path / "logs" / "train.log"
         self.checkpoints = path / "model"
@@ -45,12 +49,15 @@ class RunFolder:
         write_json(self.provenance, provenance)
         write_atomically(self.config, config_yaml)
 
-    def cut_metrics(self, step: int) -> None:
-        """Drop the lines of metrics.jsonl behind `step`: the steps that a resumed run takes again."""
-        if not self.metrics.exists():
-            return
-        kept = [line for line in self.read_metrics() if line["step"] <= step]
-        write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+    def cut_metrics(self, step: float) -> None:
+        """Drop the lines of metrics.jsonl behind `step`: the steps that a resumed run takes again.
+
+        The same of diagnostics.jsonl.
+        """
+        for path in (self.metrics, self.diagnostics):
+            if path.exists():
+                kept = [line for line in _read_lines(path) if line["step"] <= step]
+                write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All whole lines of metrics.jsonl; a last line that a crash cut short is left out.
@@ -58,13 +65,21 @@ class RunFolder:
         Raises:
             UserError: a line is no JSON.
         """
-        parsed = []
-        for number, line in enumerate(self.metrics.read_text().split("\n")[:-1], 1):
-            try:
-                parsed.append(json.loads(line))
-            except ValueError as error:
-                raise UserError(f"{self.metrics}:{number}: no JSON ({error}): remove the line") from error
-        return parsed
+        return _read_lines(self.metrics)
+
+    def read_diagnostics(self) -> list[dict[str, Any]]:
+        """The same of diagnostics.jsonl; nothing where nothing was measured."""
+        return _read_lines(self.diagnostics) if self.diagnostics.exists() else []
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    parsed = []
+    for number, line in enumerate(path.read_text().split("\n")[:-1], 1):
+        try:
+            parsed.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: no JSON ({error}): remove the line") from error
+    return parsed
 
 
 def write_json(path: Path, value: Any) -> None:

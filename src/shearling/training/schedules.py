@@ -12,13 +12,16 @@ from shearling.training.spec import CosineSpec
 ScheduleSpec = CosineSpec
 
 
-def learning_rate_factor(spec: ScheduleSpec, step: int, progress: float, total_steps: int | None) -> float:
+def learning_rate_factor(
+    spec: ScheduleSpec, step: int, progress: float, total_steps: int | None, taken: int = 0
+) -> float:
     """The share of the peak learning rate that one optimizer step uses. A pure function, so nothing need be resumed.
 
     Warm-up gives (step + 1) / (warmup_steps + 1): no step is wasted on a rate of zero, and step `warmup_steps` is the
     first at the peak. Where the horizon counts steps, the shape begins there and ends with the last step. In time,
     nobody knows beforehand when that step comes, so the shape spans the whole time and warm-up scales its beginning;
-    the two differ by the little that the shape falls during warm-up.
+    the two differ by the little that the shape falls during warm-up. Where `taken` steps of warm-up lie before step 0,
+    it begins after them and is shorter by them.
 
     Args:
         spec: the schedule.
@@ -26,9 +29,10 @@ def learning_rate_factor(spec: ScheduleSpec, step: int, progress: float, total_s
         progress: share of the horizon already done: step / total_steps, or time passed / time given. Beyond 1, for a
             step that overruns its time, it counts as 1.
         total_steps: steps of the whole run, more than warm-up's; None where time ends it.
+        taken: steps of the warm-up that something before training has taken; not more than it has.
     """
-    warmup = min(1.0, (step + 1) / (spec.warmup_steps + 1))
-    before = spec.warmup_steps / total_steps if total_steps is not None else 0.0
+    warmup = min(1.0, (taken + step + 1) / (spec.warmup_steps + 1))
+    before = (spec.warmup_steps - taken) / total_steps if total_steps is not None else 0.0
     done = (progress - before) / (1 - before)
     return warmup * SHAPES[spec.kind](spec, min(max(done, 0.0), 1.0))
 

@@ -1,12 +1,14 @@
 """The options of a training run, and the experiment that nests model, data and training. Imports no torch."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from shearling.config import HARMLESS, Spec, UserPath
+from shearling.config import CHOICE, HARMLESS, Spec, UserPath
 from shearling.data.spec import DataSpec
 from shearling.models.spec import ModelSpec
+from shearling.training.diagnostics.spec import DiagnosticsSpec
+from shearling.training.warmup_spec import DyckSpec, RandomWarmupSpec
 
 
 class AdamWSpec(Spec):
@@ -33,6 +35,25 @@ class CosineSpec(Spec):
     min_ratio: float = Field(0.1, ge=0, le=1, description="floor of the learning rate, as a share of its peak")
 
 
+class NextTokenSpec(Spec):
+    """Each position predicts the token after it."""
+
+    kind: Literal["next_token"] = "next_token"
+
+
+class MaskedTokenSpec(Spec):
+    """Some positions are masked and predict their token: BERT's objective (arXiv 1810.04805)."""
+
+    kind: Literal["masked_token"] = "masked_token"
+    share: float = Field(0.15, gt=0, le=1, description="of the positions that are masked")
+    mask_id: int | None = Field(
+        None, ge=0, description="token that stands for a masked one; default the model's last, vocab_size − 1"
+    )
+
+
+ObjectiveSpec = Annotated[NextTokenSpec | MaskedTokenSpec, CHOICE]
+
+
 class TrainingSpec(Spec):
     """How a model is trained. Exactly one of steps, tokens, flops and minutes ends the run."""
 
@@ -46,6 +67,7 @@ class TrainingSpec(Spec):
     micro_batch: int = Field(16, gt=0, description="sequences per forward pass; the rest is accumulated")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="arithmetic of the branches; masters stay fp32")
     clip: float | None = Field(1.0, gt=0, description="largest global norm of the gradient; null: none")
+    objective: ObjectiveSpec = Field(default_factory=NextTokenSpec, description="what is predicted")
     optimizer: AdamWSpec = Field(default_factory=AdamWSpec)
     schedule: CosineSpec = Field(default_factory=CosineSpec)
     compile: bool | Literal["auto"] = Field(
@@ -64,6 +86,9 @@ class TrainingSpec(Spec):
     )
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
         (), description="where metrics go besides metrics.jsonl", json_schema_extra=HARMLESS
+    )
+    diagnostics: DiagnosticsSpec = Field(
+        default_factory=DiagnosticsSpec, description="what is measured inside the model", json_schema_extra=HARMLESS
     )
 
     @model_validator(mode="after")
@@ -87,6 +112,51 @@ class ExperimentSpec(Spec):
     model: ModelSpec = Field(default_factory=ModelSpec)
     data: DataSpec
     training: TrainingSpec
+    random_warmup: RandomWarmupSpec | None = Field(None, description="a phase on random data before training")
+
+    @property
+    def warmup_taken(self) -> int:
+        """Steps of the schedule's warm-up that a random-data warm-up takes in place of training."""
+        if self.random_warmup is None or self.random_warmup.schedule == "fresh":
+            return 0
+        return min(self.random_warmup.steps, self.training.schedule.warmup_steps)
+
+    @model_validator(mode="after")
+    def _random_warmup_fits(self) -> "ExperimentSpec":
+        warmup = self.random_warmup
+        if warmup is None:
+            return self
+        if warmup.shifted and not self.model.causal:
+            raise ValueError(
+                f"random_warmup.kind {warmup.kind} predicts the next token, which model.arch {self.model.arch} reads: "
+                "take iid_unpaired, gaussian, random_labels or real"
+            )
+        if isinstance(warmup, DyckSpec) and 2 * warmup.k > self.model.vocab_size:
+            raise ValueError(
+                f"random_warmup.k {warmup.k} needs {2 * warmup.k} tokens, more than model.vocab_size "
+                f"{self.model.vocab_size}: lower it"
+            )
+        if warmup.schedule == "continue" and not self.training.schedule.warmup_steps:
+            raise ValueError(
+                "random_warmup.schedule continue has nothing to continue, as training.schedule.warmup_steps is 0: "
+                "set random_warmup.schedule: fresh"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> "ExperimentSpec":
+        objective = self.training.objective
+        if self.model.causal != isinstance(objective, NextTokenSpec):
+            fitting = "next_token" if self.model.causal else "masked_token"
+            raise ValueError(
+                f"training.objective.kind {objective.kind} is not for model.arch {self.model.arch}: "
+                f"set training.objective.kind: {fitting}"
+            )
+        if isinstance(objective, MaskedTokenSpec) and (objective.mask_id or 0) >= self.model.vocab_size:
+            raise ValueError(
+                f"training.objective.mask_id {objective.mask_id} is not below model.vocab_size {self.model.vocab_size}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sequence_fits(self) -> "ExperimentSpec":

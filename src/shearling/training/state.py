@@ -25,16 +25,34 @@ class Evaluation:
 
 
 @dataclass
+class Warmed:
+    """What a random-data warm-up has come to.
+
+    Attributes:
+        steps: optimizer steps taken, skipped ones included.
+        seconds: of the run's, spent on it.
+        first_loss, last_loss: of its first and last step that was not skipped, in nats.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    first_loss: float | None = None
+    last_loss: float | None = None
+
+
+@dataclass
 class Progress:
     """How far a run has come; all of it goes into `state.json`.
 
     Attributes:
-        step: optimizer steps taken, skipped ones included. With the seed it determines data order and dropout.
+        step: optimizer steps taken, skipped ones included. With the seed it determines data order and dropout. Those
+            of a random-data warm-up do not count.
         tokens: tokens trained on.
         seconds: wall-clock time spent so far, evaluation and checkpoints included.
         skipped: steps skipped because the loss or gradient was not finite; `skipped_in_a_row` of them just now.
         closing_seconds: the longest that evaluating and saving has taken: what a minutes budget keeps back for its end.
         first, last, best: evaluations.
+        warmed: the random-data warm-up before step 0.
     """
 
     step: int = 0
@@ -46,6 +64,12 @@ class Progress:
     first: Evaluation | None = None
     last: Evaluation | None = None
     best: Evaluation | None = None
+    warmed: Warmed = field(default_factory=Warmed)
+
+    def count_skips(self, finite: bool) -> None:
+        """Count a step as skipped, if its loss or gradient was not finite."""
+        self.skipped += not finite
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
 
     def note(self, evaluation: Evaluation) -> bool:
         """Record an evaluation; whether it is the best so far."""
@@ -60,7 +84,7 @@ class Progress:
     def from_json(cls, value: dict[str, Any]) -> "Progress":
         """The inverse of `dataclasses.asdict`."""
         evaluations = {key: value[key] and Evaluation(**value[key]) for key in ("first", "last", "best")}
-        return cls(**{**value, **evaluations})
+        return cls(**{**value, **evaluations, "warmed": Warmed(**value["warmed"])})
 
 
 @dataclass

@@ -8,7 +8,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from shearling.data.stream import Batch
 from shearling.seeding import derive_seed
-from shearling.training.evaluate import to_tensors
+from shearling.training.examples import Examples, make_examples
 from shearling.training.loss import head_loss
 from shearling.training.spec import ExperimentSpec
 from shearling.training.state import TrainState
@@ -27,30 +27,47 @@ def train_step(
     Returns:
         The batch's mean loss in nats, and the global norm of its gradient before clipping.
     """
-    model, optimizer, progress = state.model, state.optimizer, state.progress
-    model.train()
+    progress, objective = state.progress, config.training.objective
+    examples = make_examples(objective, batch, config.model.vocab_size, config.seed, "objective", progress.step)
     torch.manual_seed(derive_seed(config.seed, "dropout", progress.step))
-    sequences, size = len(batch.tokens), config.training.micro_batch
+    state.model.step = progress.step
+    figures = update(state, examples, config, rate, check)
+    progress.count_skips(all(map(math.isfinite, figures)))
+    progress.step += 1
+    progress.tokens += len(batch.tokens) * config.data.seq_len
+    return figures
+
+
+def update(
+    state: TrainState,
+    examples: Examples,
+    config: ExperimentSpec,
+    rate: float,
+    check: Callable[[], None] = lambda: None,
+) -> tuple[float, float]:
+    """Move the weights by one step against the gradient of the mean loss of `examples`, unless it is not finite.
+
+    Returns:
+        As `train_step`.
+    """
+    model, optimizer = state.model, state.optimizer
+    model.train()
+    size, n_targets = config.training.micro_batch, examples.n_targets
     total = torch.zeros((), device=state.device)
-    for first in range(0, sequences, size):
+    for first in range(0, len(examples.targets), size):
         check()
-        micro = batch[first : first + size]
-        inputs, targets, *documents = to_tensors(micro, state.device, config.data.mask_documents)
-        hidden = model(inputs, *documents)
-        loss = head_loss(hidden.flatten(0, 1), model.head_weight, targets.flatten()) * (len(micro.tokens) / sequences)
-        loss.backward()
-        total += loss.detach()
+        micro = examples[first : first + size]
+        if micro.n_targets:
+            hidden, targets = micro.states_and_targets(model, state.device)
+            loss = head_loss(hidden, model.head_weight, targets) * (micro.n_targets / n_targets)
+            loss.backward()
+            total += loss.detach()
     norm = clip_grad_norm_(model.parameters(), config.training.clip or math.inf)
     figures = (total.item(), norm.item())
     if all(map(math.isfinite, figures)):
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
-        progress.skipped_in_a_row = 0
-    else:
-        progress.skipped += 1
-        progress.skipped_in_a_row += 1
+        model.constrain()
     optimizer.zero_grad(set_to_none=True)
-    progress.step += 1
-    progress.tokens += sequences * config.data.seq_len
     return figures

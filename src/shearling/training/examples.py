@@ -1,0 +1,91 @@
+"""What a step learns from: inputs, and the token that each position is to predict."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from shearling.data.stream import Batch
+from shearling.seeding import derive_seed
+from shearling.training.spec import MaskedTokenSpec, NextTokenSpec, ObjectiveSpec
+
+IGNORED = -1
+"""Target of a position that predicts nothing."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Sequences with what they are to predict.
+
+    Attributes:
+        inputs: (S, T) int64 tokens, or (S, T, D) fp32 in place of their embeddings.
+        targets: (S, T) int64; IGNORED where nothing is predicted.
+        document_ids: (S, T) int64 where attention is to stay inside documents, else None.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    document_ids: np.ndarray | None = None
+
+    def __getitem__(self, rows: slice) -> "Examples":
+        documents = None if self.document_ids is None else self.document_ids[rows]
+        return Examples(self.inputs[rows], self.targets[rows], documents)
+
+    @property
+    def n_targets(self) -> int:
+        """Positions that predict something."""
+        return int((self.targets != IGNORED).sum())
+
+    def states_and_targets(self, model: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states (N, D) and targets (N,) of the positions that predict something, from one forward pass."""
+        inputs, targets = (torch.from_numpy(part).to(device, non_blocking=True) for part in (self.inputs, self.targets))
+        documents = None if self.document_ids is None else torch.from_numpy(self.document_ids).to(device)
+        hidden = (model if inputs.ndim == 2 else model.hidden)(inputs, documents).flatten(0, 1)
+        targets = targets.flatten()
+        if self.n_targets == targets.numel():
+            return hidden, targets
+        predicting = targets != IGNORED
+        return hidden[predicting], targets[predicting]
+
+
+def make_examples(objective: ObjectiveSpec, batch: Batch, vocab_size: int, *seed: int | str) -> Examples:
+    """The examples that an objective makes from a batch.
+
+    Args:
+        vocab_size: of the model.
+        seed: parts of the seed of whatever is drawn; the same parts give the same draw.
+    """
+    return OBJECTIVES[objective.kind](objective, batch, vocab_size, derive_seed(*seed))
+
+
+def next_token(objective: NextTokenSpec, batch: Batch, vocab_size: int, seed: int) -> Examples:
+    """Every position predicts the token after it."""
+    return Examples(batch.tokens[:, :-1], batch.tokens[:, 1:], batch.document_ids)
+
+
+def masked_token(objective: MaskedTokenSpec, batch: Batch, vocab_size: int, seed: int) -> Examples:
+    """A share of the positions predict the token that stood there (arXiv 1810.04805, section 3.1).
+
+    Of them 80 % read the mask token, 10 % a random one, 10 % the token itself. At least one position is chosen.
+    """
+    draw = np.random.default_rng(seed)
+    tokens = batch.tokens[:, :-1]
+    chosen = draw.random(tokens.shape) < objective.share
+    chosen.flat[draw.integers(tokens.size)] = True
+    lot, mask_id = draw.random(tokens.shape), mask_token(objective, vocab_size)
+    inputs = np.where(chosen & (lot < 0.8), mask_id, tokens)
+    inputs = np.where(chosen & (lot >= 0.9), draw.integers(0, vocab_size, tokens.shape), inputs)
+    return Examples(inputs, np.where(chosen, tokens, IGNORED), batch.document_ids)
+
+
+def mask_token(objective: MaskedTokenSpec, vocab_size: int) -> int:
+    """The token that stands for a masked one."""
+    return vocab_size - 1 if objective.mask_id is None else objective.mask_id
+
+
+OBJECTIVES: dict[str, Callable[[Any, Batch, int, int], Examples]] = {
+    "next_token": next_token,
+    "masked_token": masked_token,
+}
