@@ -304,6 +304,19 @@ def test_an_override_has_many_forms(write, overrides):
     assert load(Train, write("a.yaml", "name: a"), overrides).value.timetable_offset == 3
 
 
+def test_a_section_that_may_be_absent_gives_way_to_what_is_always_there(write):
+    class Snow(Spec):
+        seats: int = 0
+        engine: int = 0
+        plough: bool = True
+
+    class WinterTrain(Train):
+        snow: Snow | None = None
+
+    train = load(WinterTrain, write("a.yaml", "name: a"), ["seats=3", "engine={coal: 4}", "plough=false"]).value
+    assert (train.car.seats, train.engine.coal, train.snow) == (3, 4, Snow(plough=False))
+
+
 @pytest.mark.parametrize(
     ("override", "read"),
     [

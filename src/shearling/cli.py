@@ -51,7 +51,8 @@ def shearling() -> None:
 def show(context: typer.Context, config: Config, as_json: Json = False) -> None:
     """Show what a config means.
 
-    Values and where they come from, parameters, FLOPs, memory, and the learning rate as a plot.
+    Values and where they come from, parameters, FLOPs, the equations that each block executes, memory, and the
+    learning rate as a plot.
     """
     from shearling.experiments.show import render
     from shearling.experiments.summary import as_data, summarize
@@ -135,9 +136,57 @@ def train(
     print(json.dumps(results, indent=2) if as_json else f"{results_table(results)}\nloss curve: {picture}")
 
 
+@app.command(context_settings=OVERRIDABLE)
+def compare(
+    configs: Annotated[
+        list[str], typer.Argument(metavar="CONFIG", help="an arm each, or NAME=CONFIG; overrides for all may follow")
+    ],
+    seeds: Annotated[int, typer.Option(min=1, help="runs of each arm, from its seed on")] = 3,
+    out: Annotated[Path | None, typer.Option(help="folder of the comparison [outputs/compare/ARMS]")] = None,
+    baseline: Annotated[str | None, typer.Option(metavar="ARM", help="the arm that others face [first]")] = None,
+    over: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="the arms may differ in this option, or group; repeatable")
+    ] = None,
+    tune: Annotated[str | None, typer.Option(metavar="lr", help="find each arm's best learning rate first")] = None,
+    grid: Annotated[str | None, typer.Option(help="learning rates to tune over [1/4 to 4 times its own]")] = None,
+    controls: Annotated[bool, typer.Option("--controls", help="add the control arms of a random-data warm-up")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs side by side [what the machine takes]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="threads of each run [1]")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare arms over seeds, and judge.
+
+    Everything but what is compared must be equal. Interrupted, the same command goes on.
+    """
+    from shearling.experiments.compare import compare as carry_out
+    from shearling.experiments.compare import make_plan
+    from shearling.experiments.compare.table import render
+    from shearling.training.warmup_controls import control_arms
+
+    plan = make_plan(
+        configs, seeds=seeds, baseline=baseline, over=over or (), tune=tune, grid=grid,
+        controls=control_arms if controls else None,
+    )  # fmt: skip
+    judged, folder = carry_out(plan, out, jobs=jobs, threads=threads)
+    print(json.dumps(judged, indent=2) if as_json else f"{render(judged)}\n\ncomparison: {folder / 'comparison.json'}")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of a comparison, or of a run")],
+) -> None:
+    """Write a comparison or a run as one HTML page.
+
+    The page needs no network; its pictures also lie beside it as PNG.
+    """
+    from shearling.experiments.report import write_report
+
+    print(f"report: {write_report(folder)}")
+
+
 @app.command()
 def generate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="run folder")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="run folder, or Hugging Face folder")],
     prompt: Annotated[str, typer.Option("-i", "--prompt", help="text to continue")] = "",
     n_tokens: Annotated[int, typer.Option("-n", "--tokens", min=1, help="tokens at most")] = 256,
     temperature: Annotated[float, typer.Option("-t", "--temperature", min=0, help="0: the likeliest token")] = 1.0,

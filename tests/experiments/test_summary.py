@@ -45,6 +45,19 @@ def test_the_data_are_json_and_hold_the_text_s_figures():
     assert memory.pop("total") == sum(memory.values())
 
 
+def test_a_random_warm_up_is_listed_apart_from_the_horizon():
+    plain = render(summarize(PRELN))
+    text = render(summarize(PRELN, ["random_warmup={kind: dyck, steps: 300, schedule: continue}"]))
+    [line] = [line for line in text.splitlines() if "random warm-up" in line]
+    assert line.split()[:5] == ["random", "warm-up", "1,228,800", "tokens", "dyck,"]
+    assert "300 steps, 1.42e+13 FLOPs" in line
+    assert "warm-up: 100 steps" in plain
+    assert "warm-up: 0 steps" in text
+    assert [line for line in plain.splitlines() if "8,192,000" in line] == [
+        line for line in text.splitlines() if "8,192,000" in line
+    ]
+
+
 def plot_of(*overrides: str) -> list[str]:
     text = render(summarize(PRELN, ["learning_rate=1e-3", *overrides]))
     return [line for line in text.splitlines() if "┤" in line]
