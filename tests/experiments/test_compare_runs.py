@@ -16,6 +16,8 @@ from shearling.cli import main
 from shearling.config import dump
 from shearling.errors import Interrupted, UserError
 from shearling.experiments.compare import compare, make_plan, runs
+from shearling.experiments.compare.plan import Arm
+from shearling.experiments.compare.tasks import make_task, position, work_done
 from shearling.training import loop
 from shearling.training.run_folder import RunFolder, read_json
 
@@ -146,7 +148,7 @@ class TestAComparison:
         assert run["outcome"] == "collapsed"
 
     def test_tunes_each_arm_and_goes_on_at_its_best(self, arms):
-        judged, out = compare(make_plan([*arms, "learning_rate=1e-3", "steps=20"], seeds=1, tune="lr"))
+        judged, out = compare(make_plan([*arms, "learning_rate=1e-3", "steps=10"], seeds=1, tune="lr"))
         seeds = {run["seed"] for arm in judged["arms"] for run in arm["runs"]}
         for arm in judged["arms"]:
             tuning = arm["tuning"]
@@ -183,7 +185,7 @@ class TestRefusals:
             compare(make_plan([*arms, "clip=0.5"], seeds=1), begun)
 
     def test_of_another_number_of_threads(self, arms, begun):
-        with pytest.raises(UserError, match="begun with 1 threads"):
+        with pytest.raises(UserError, match="begun with --threads 1"):
             compare(make_plan(arms, seeds=1), begun, threads=2)
 
     def test_of_tuning_what_was_begun_untuned(self, arms, begun):
@@ -243,6 +245,49 @@ def test_an_interrupted_comparison_goes_on_where_it_was(arms, monkeypatch, tmp_p
     monkeypatch.setattr(runs, "_start", real)
     compare(plan, out, jobs=1)
     assert before.items() < times(out).items()
+
+
+class TestHowManyRunsGoSideBySide:
+    @pytest.fixture
+    def arm(self, experiment) -> Arm:
+        return Arm("a", experiment(training={"device": "cpu"}))
+
+    @pytest.mark.parametrize(("cores", "threads", "expected"), [(8, 1, 8), (8, 3, 2), (2, 4, 1)])
+    def test_depends_on_the_cores(self, arm, monkeypatch, cores, threads, expected):
+        monkeypatch.setattr(runs, "_cores", lambda: cores)
+        monkeypatch.setattr(runs, "_free_memory", lambda: 2**50)
+        assert runs.side_by_side([arm], threads) == expected
+
+    def test_depends_on_the_memory_of_the_largest_arm(self, arm, experiment, monkeypatch):
+        large = Arm("b", experiment(training={"device": "cpu"}, model={"vocab_size": 2**20}))
+        monkeypatch.setattr(runs, "_cores", lambda: 64)
+        monkeypatch.setattr(runs, "_free_memory", lambda: 3 * (runs.LIBRARIES + large.resolved.memory.total))
+        assert runs.side_by_side([arm, large], 1) == 3
+        monkeypatch.setattr(runs, "_free_memory", lambda: 0)
+        assert runs.side_by_side([arm, large], 1) == 1
+
+    def test_is_one_where_they_share_a_gpu(self, experiment, monkeypatch):
+        import torch
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        assert runs.side_by_side([Arm("a", experiment())], 1) == 1
+
+
+def test_how_far_a_run_has_come_is_read_off_the_end_of_its_metrics(experiment, tmp_path):
+    arm = Arm("a", experiment(training={"steps": 10}, random_warmup={"kind": "gaussian", "steps": 10}))
+    task = make_task(arm, tmp_path / "run", "seed 0", 0)
+    assert (position(task), work_done(task)) == (None, 0)
+    task.run.path.mkdir()
+    lines = [{"step": -6, "random_warmup_loss": 5.0}]
+    for more, expected, share in (
+        ([], (-6, 5.0), 0.2),
+        ([{"step": i, "loss": 9.0 - i, "filling": "x" * 2000} for i in range(1, 6)], (5, 4.0), 0.75),
+        ([{"step": 5, "validation_loss": 4.5}], (5, 4.0), 0.75),
+    ):
+        lines += more
+        task.run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 6, "lo')
+        assert position(task) == expected
+        assert work_done(task) == pytest.approx(share * task.work)
 
 
 class TestTheCommand:

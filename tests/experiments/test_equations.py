@@ -341,3 +341,18 @@ def test_the_reader_tells_a_wrong_equation():
     right, wrong = (Reader({"x": x, "g": g}).value(text) for text in ("g ⊙ x / √mean(x²)", "g ⊙ x / mean(x²)"))
     torch.testing.assert_close(right, F.rms_norm(x, (32,), g, 0.0))
     assert not torch.allclose(right, wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"placement": {"kind": "pre"}}, ["W_o, W_down ~ N(0, σ²), σ = 0.004082", "E, W_q, W_k, W_v, W_gate, W_up"]),
+        ({"placement": {"kind": "deepnorm"}}, ["W_v, W_o ~ N(0, σ²), σ = 0.07987", "W_q, W_k ~ N(0, σ²), σ = 0.25"]),
+        ({"placement": {"kind": "pre"}, "init": "depth"}, ["σ = 0.02 in the first layer, 0.01414 in the second"]),
+        ({"placement": {"kind": "ngpt"}}, ["to unit length, now and after every step"]),
+    ],
+)
+def test_the_size_of_the_initial_weights_is_told(options, expected):
+    text = model_equations(ModelSpec(d_model=16, n_heads=2, n_layers=12, intermediate_size=24, **options))
+    for part in expected:
+        assert part in text.partition("at first")[2]

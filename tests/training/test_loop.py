@@ -54,7 +54,7 @@ class TestARun:
         results = train(experiment(training={"steps": 60, "evaluate_every": 30}))
         assert results["first"]["loss"] == pytest.approx(math.log(300), abs=0.2)
         assert results["loss"] < 0.5 * results["first"]["loss"]
-        assert results["skipped_steps"] == 0
+        assert (results["skipped_steps"], results["outcome"]) == (0, "finished")
 
     def test_leaves_a_folder_that_says_everything(self, experiment):
         config = experiment()
@@ -69,7 +69,9 @@ class TestARun:
         assert provenance["packages"]["torch"] == torch.__version__
         lines = run.read_metrics()
         assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
-        assert [line["step"] for line in lines if "validation_loss" in line] == [0, 6, 12]
+        evaluations = [line for line in lines if "validation_loss" in line]
+        assert [line["step"] for line in evaluations] == [0, 6, 12]
+        assert 0 == evaluations[0]["seconds"] < evaluations[1]["seconds"] < evaluations[2]["seconds"]
         assert results["tokens"] == 12 * 256
         assert results["seconds"] > 0
         assert results["weights_sha256"] == final_hash(config)
@@ -178,6 +180,22 @@ def test_a_loss_that_stays_not_finite_stops_the_run_and_says_where_to_look(exper
     monkeypatch.setattr(step, "head_loss", lambda *a: real(*a) * math.nan)
     with pytest.raises(UserError, match=r"not finite for\s3 steps in a row(?s:.*)learning_rate"):
         train(experiment(training={"max_skipped": 3}))
+
+
+def test_a_run_that_diverged_leaves_its_results_and_is_no_run_to_go_on_with(experiment, monkeypatch):
+    real = step.head_loss
+    config = experiment(training={"max_skipped": 3})
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "head_loss", lambda *a: real(*a) * math.nan)
+        with pytest.raises(UserError, match="not finite"):
+            train(config)
+    results = json.loads(RunFolder(config.output_dir).results.read_text())
+    assert (results["outcome"], results["skipped_steps"], results["weights_sha256"]) == ("diverged", 3, None)
+    assert results["tokens"] == 3 * 256
+    assert results["loss"] == results["first"]["loss"] == pytest.approx(math.log(300), abs=0.2)
+    with pytest.raises(UserError, match="the run diverged: it stopped after 768 tokens"):
+        train(config, resume=True)
+    assert json.loads(RunFolder(config.output_dir).results.read_text()) == results
 
 
 def test_evaluation_is_the_mean_over_tokens_and_bits_over_bytes_in_float64(experiment):

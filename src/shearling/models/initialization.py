@@ -33,25 +33,28 @@ def initialize(model: nn.Module, spec: ModelSpec, seed: int) -> None:
     """
     if next(model.parameters()).is_meta:
         return
-    placements = {name: module for name, module in model.named_modules() if isinstance(module, Placement)}
+    stds = standard_deviations(model, spec)
     generator = torch.Generator()
     for name, parameter in model.named_parameters():
-        if role(name) == "vector":  # keeps what its module gave it, but for biases of projections
-            if name.endswith("_proj.bias"):
-                nn.init.zeros_(parameter)
-            continue
-        generator.manual_seed(derive_seed(seed, "weights", name))
-        std = initial_std(name, parameter.shape, spec, placements)
-        with torch.no_grad():
-            parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+        if name in stds:
+            generator.manual_seed(derive_seed(seed, "weights", name))
+            with torch.no_grad():
+                parameter.copy_(torch.empty(parameter.shape).normal_(0.0, stds[name], generator=generator))
+        elif name.endswith("_proj.bias"):
+            nn.init.zeros_(parameter)
 
 
-def initial_std(name: str, shape: torch.Size, spec: ModelSpec, placements: dict[str, Placement]) -> float:
-    """Standard deviation of the matrix or table `name` of `shape` (out, in) at first.
+def standard_deviations(model: nn.Module, spec: ModelSpec) -> dict[str, float]:
+    """The standard deviation that each matrix and table of a model is drawn with, by name."""
+    placements = {name: module for name, module in model.named_modules() if isinstance(module, Placement)}
+    return {
+        name: _standard_deviation(name, parameter.shape, spec, placements)
+        for name, parameter in model.named_parameters()
+        if role(name) != "vector"
+    }
 
-    Args:
-        placements: the model's, by name.
-    """
+
+def _standard_deviation(name: str, shape: torch.Size, spec: ModelSpec, placements: dict[str, Placement]) -> float:
     owner, _, inside = name.partition(".branch.")
     if not inside:
         return spec.init_std

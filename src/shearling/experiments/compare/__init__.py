@@ -59,7 +59,7 @@ def compare(
             raise
         results = {name: [read_result(task, out) for task in own] for name, own in tasks.items()}
         judged = comparison(
-            out.name, plan, results, tunings,
+            out.resolve().name, plan, results, tunings,
             threads=record.threads, jobs=jobs, warnings=[*plan.warnings, *record.warnings, *mixed_origins(everything)],
         )  # fmt: skip
         write_json(out / "comparison.json", judged)
@@ -80,8 +80,8 @@ def _tasks(arm: Arm, plan: Plan, out: Path) -> list[Task]:
 
 def _announcement(plan: Plan, out: Path, jobs: int, threads: int) -> str:
     arms = ", ".join(arm.name for arm in plan.arms)
-    tuning = "" if plan.grid is None else " after tuning their learning rates"
+    tuning = "" if plan.grid is None else ", after tuning their learning rates"
     return (
-        f"comparing {arms} over {plan.count} seeds each{tuning}: {jobs} runs side by side, {threads} "
-        f"thread{'s' * (threads > 1)} each, in {out}"
+        f"comparing {arms}: {len(plan.arms)} arms × {plan.count} seeds{tuning}; at most {jobs} runs side by side, "
+        f"threads of each: {threads}; in {out}"
     )

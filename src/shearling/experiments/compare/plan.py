@@ -17,7 +17,15 @@ from shearling.errors import UserError
 from shearling.training.resolve import Resolved, load_experiment, resolve
 from shearling.training.spec import ExperimentSpec
 
-COMPARED = ("model.norm", "model.placement", "model.qk_norm", "model.init", "random_warmup")
+COMPARED = (
+    "model.norm",
+    "model.placement",
+    "model.qk_norm",
+    "model.embedding_norm",
+    "model.final_norm",
+    "model.init",
+    "random_warmup",
+)
 """What arms may differ in without a word: these options and all below them."""
 
 RATE = "training.optimizer.learning_rate"

@@ -54,7 +54,7 @@ def begin(plan: Plan, out: Path, threads: int | None) -> Record:
     recorded = begun or {"threads": threads or 1, "grid": grid, "verdicts": []}
     if threads not in (None, recorded["threads"]):
         raise UserError(
-            f"{out}: was begun with {recorded['threads']} threads a run, and results repeat for one number of threads "
+            f"{out}: was begun with --threads {recorded['threads']}, and results repeat for one number of threads "
             f"only: leave out --threads {threads}, or choose another --out"
         )
     if recorded["grid"] != grid:

@@ -23,7 +23,7 @@ Process: TypeAlias = "subprocess.Popen[bytes]"
 LIBRARIES = 2**29
 """Bytes that Python and PyTorch take in each process before there is a model."""
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.25
 _LAST_LINES = 12
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from shearling.experiments.compare.budgets import equal_budgets
 from shearling.experiments.compare.outcomes import COLLAPSED, OK, Result, unigram_loss
-from shearling.experiments.compare.plan import RATE, Plan, differing, options
+from shearling.experiments.compare.plan import RATE, Arm, Plan, differing, options
 from shearling.experiments.compare.tuning import Tuning
 from shearling.experiments.statistics import LEVEL, Difference, holm, independent_difference, paired_difference
 from shearling.training.run_folder import DIVERGED
@@ -36,7 +36,11 @@ def comparison(
         tunings: of each arm, where the learning rate was tuned.
     """
     baseline = next(arm for arm in plan.arms if arm.name == plan.baseline)
-    versus = compare_arms({arm.name: [run.loss for run in results[arm.name]] for arm in plan.arms}, plan)
+    found = compare_arms({name: [run.loss for run in runs] for name, runs in results.items()}, plan)
+    versus = {
+        name: _versus(difference, p_holm, len(found), results[name], results[plan.baseline])
+        for name, (difference, p_holm) in found.items()
+    }
     differs = differing(plan.arms)
     recipe = {
         key: value
@@ -59,20 +63,9 @@ def comparison(
         "warnings": [*warnings, *_warnings(plan, results, tunings)],
         "arms": [
             {
-                "name": arm.name,
-                "options": {key: value for key, value in options(arm).items() if key in differs},
-                "parameters": arm.resolved.parameters.total,
-                "flops_per_token": arm.resolved.flops_per_token,
-                "learning_rate": arm.learning_rate,
+                **_arm(arm, results[arm.name], differs),
                 "tuning": _tuning(tunings[arm.name]) if arm.name in tunings else None,
-                "runs": [_run(run) for run in results[arm.name]],
-                "mean": fmean(run.loss for run in results[arm.name]),
-                "sd": stdev(run.loss for run in results[arm.name]) if plan.count > 1 else None,
-                "versus": (
-                    None
-                    if arm is baseline
-                    else _versus(*versus[arm.name], len(versus), results[arm.name], results[plan.baseline])
-                ),
+                "versus": versus.get(arm.name),
             }
             for arm in plan.arms
         ],
@@ -115,6 +108,20 @@ def in_words(difference: Difference, p_holm: float | None, comparisons: int) -> 
         alone = f"{_p(d.p)} alone, {_p(p_holm)} after Holm over {comparisons} arms"
         return f"not distinguishable, counting all arms: {alone}; {visible}"
     return f"not distinguishable at this scale: {visible}"
+
+
+def _arm(arm: Arm, runs: Sequence[Result], differs: Sequence[str]) -> dict[str, Any]:
+    losses = [run.loss for run in runs]
+    return {
+        "name": arm.name,
+        "options": {key: value for key, value in options(arm).items() if key in differs},
+        "parameters": arm.resolved.parameters.total,
+        "flops_per_token": arm.resolved.flops_per_token,
+        "learning_rate": arm.learning_rate,
+        "runs": [_run(run) for run in runs],
+        "mean": fmean(losses),
+        "sd": stdev(losses) if len(losses) > 1 else None,
+    }
 
 
 def _versus(

@@ -6,6 +6,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from shearling.experiments.equations.grouping import families, signature
+from shearling.experiments.equations.initial import initial_weights
 from shearling.experiments.equations.layers import block, ends, folded
 from shearling.models.spec import ModelSpec
 from shearling.models.transformer import Transformer
@@ -17,14 +18,18 @@ Group = tuple[str, list[str]]
 
 
 def model_equations(spec: ModelSpec) -> str:
-    """What `block_equations` says of a model made from `spec`, as text; further groups of layers are only counted.
+    """What `block_equations` and `initial_weights` say of a model made from `spec`, as text.
+
+    Of more than MOST_GROUPS groups of layers the others are only counted.
 
     Raises:
         UserError: a class of the user's own is not found, or does not take its options.
     """
-    before, *layers, after = block_equations(outline(spec))
+    model = outline(spec)
+    before, *layers, after = block_equations(model)
+    at_first: Group = ("at first", initial_weights(model))
     left_out: list[Group] = [(f"… ({len(layers)} groups of layers)", [])] if len(layers) > MOST_GROUPS else []
-    groups = [before, *layers[:MOST_GROUPS], *left_out, after]
+    groups = [before, *layers[:MOST_GROUPS], *left_out, after, at_first]
     return "\n".join("\n".join([label, *(f"  {line}" for line in lines)]) for label, lines in groups)
 
 
