@@ -154,13 +154,14 @@ def compare(
     threads: Annotated[int | None, typer.Option(min=1, help="threads of each run [1]")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare arms over seeds, and judge.
+    """Compare arms over seeds, judge, and write the report.
 
     Everything but what is compared must be equal. Interrupted, the same command goes on.
     """
     from shearling.experiments.compare import compare as carry_out
     from shearling.experiments.compare import make_plan
     from shearling.experiments.compare.table import render
+    from shearling.experiments.report import write_report
     from shearling.training.warmup_controls import control_arms
 
     plan = make_plan(
@@ -168,7 +169,8 @@ def compare(
         controls=control_arms if controls else None,
     )  # fmt: skip
     judged, folder = carry_out(plan, out, jobs=jobs, threads=threads)
-    print(json.dumps(judged, indent=2) if as_json else f"{render(judged)}\n\ncomparison: {folder / 'comparison.json'}")
+    page = write_report(folder)
+    print(json.dumps(judged, indent=2) if as_json else f"{render(judged)}\n\nreport: {page}")
 
 
 @app.command()
