@@ -49,7 +49,7 @@ def followed(root, tmp_path) -> Path:
     for block in blocks(root):
         if block["place"] is None:
             target = tmp_path / block["file"]
-            target.write_text(block["text"].replace("extends: ", "extends: configs/experiments/"))
+            target.write_text(block["text"])
     return tmp_path
 
 
@@ -57,9 +57,10 @@ def test_a_norm_and_a_placement_from_files_of_ones_own(root, followed, corpus):
     text = shearling(followed, root / "src", "show", "my_norm.yaml", *tiny(corpus))
     assert "|x|³" in text  # the equation of the code in the file
     text = shearling(followed, root / "src", "show", "my_placement.yaml", *tiny(corpus))
-    assert "0.5" in text
-    for name in ("my_norm", "my_placement"):
-        shearling(followed, root / "src", "train", f"{name}.yaml", *tiny(corpus))
+    assert "x ← N₂(x + W_o softmax" in text
+    everywhere = ["model.placement.kind=sandwich", "model.qk_norm.kind=per_head"]
+    for name, more in (("my_norm", everywhere), ("my_placement", [])):
+        shearling(followed, root / "src", "train", f"{name}.yaml", *tiny(corpus), *more)
         assert (followed / f"outputs/{name}/results.json").exists()
 
 
@@ -72,8 +73,14 @@ def test_a_norm_and_a_placement_in_the_package(root, followed, corpus):
             assert block["place"] in source
             first = source.index(f"\n{block['place']}") + 1
             path.write_text(f"{source[:first]}{block['text']}\n\n{source[first:]}".replace(",\n\n\n", ",\n"))
-    for option in ("model.norm.kind=cuberoot", "model.placement.kind=half_and_half"):
-        config = ["configs/experiments/preln.yaml", option, f"name={option[-4:]}", *tiny(corpus)]
+    for option in ("model.norm.kind=cuberoot", "model.placement.kind=pre_and_post"):
+        config = [
+            "configs/experiments/preln.yaml",
+            option,
+            f"name={option[-4:]}",
+            "qk_norm.kind=per_head",
+            *tiny(corpus),
+        ]
         shearling(followed, followed / "src", "train", *config)
         assert (followed / f"outputs/{option[-4:]}/results.json").exists()
 

@@ -19,7 +19,8 @@ from shearling.models.transformer import Transformer
 
 def spec_of(**options) -> ModelSpec:
     small = {"d_model": 32, "n_layers": 3, "n_heads": 2, "intermediate_size": 48, "vocab_size": 50, "max_seq_len": 16}
-    return ModelSpec.model_validate({**small, **options})
+    ends = {"final_norm": options.get("placement", {}).get("kind") != "ngpt"}
+    return ModelSpec.model_validate({**small, **ends, **options})
 
 
 def model_of(**options) -> Transformer:
@@ -349,7 +350,7 @@ def test_the_reader_tells_a_wrong_equation():
         ({"placement": {"kind": "pre"}}, ["W_o, W_down ~ N(0, σ²), σ = 0.004082", "E, W_q, W_k, W_v, W_gate, W_up"]),
         ({"placement": {"kind": "deepnorm"}}, ["W_v, W_o ~ N(0, σ²), σ = 0.07987", "W_q, W_k ~ N(0, σ²), σ = 0.25"]),
         ({"placement": {"kind": "pre"}, "init": "depth"}, ["σ = 0.02 in the first layer, 0.01414 in the second"]),
-        ({"placement": {"kind": "ngpt"}}, ["to unit length, now and after every step"]),
+        ({"placement": {"kind": "ngpt"}, "final_norm": False}, ["to unit length, now and after every step"]),
     ],
 )
 def test_the_size_of_the_initial_weights_is_told(options, expected):

@@ -278,7 +278,7 @@ class TestAProbe:
 
     @pytest.mark.parametrize("kind", PLACEMENTS)
     def test_measures_every_placement(self, examples, kind):
-        model = model_of(placement={"kind": kind})
+        model = model_of(placement={"kind": kind}, final_norm=kind != "ngpt")
         found = measure(model, examples, ALL, before=layer_weights(model))
         assert list(found) == list(ALL)
         for name in PER_LAYER:

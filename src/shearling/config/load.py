@@ -14,7 +14,7 @@ from shearling.config.files import first_line, read_layers
 from shearling.config.merge import merge
 from shearling.config.overrides import read_overrides
 from shearling.config.record import flatten
-from shearling.config.spec import Spec
+from shearling.config.spec import CUSTOM, Spec, tag
 from shearling.config.tree import DEFAULT, Keys, Tree, dotted, leaves, origin, unfit, values
 from shearling.errors import UserError
 
@@ -80,7 +80,9 @@ def _interpolate(tree: Tree) -> tuple[dict[str, Any], dict[Keys, str]]:
     def keep(keys: Keys, value: Any, fault: str | None) -> None:
         if fault:
             failed[keys] = f"{origin(tree, keys)}: {dotted(keys)}: {fault}"
-        _at(data, keys[:-1])[keys[-1]] = None if fault else _whole(value)
+        holder = _at(data, keys[:-1])
+        exact = tag(holder.get("kind")) == CUSTOM  # a user's class gets what was written
+        holder[keys[-1]] = None if fault else value if exact else _whole(value)
 
     for keys, value in leaves(data):
         keep(keys, value, unfit(value))

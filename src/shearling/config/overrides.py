@@ -5,7 +5,7 @@ from typing import Any
 
 from shearling.config.files import parse
 from shearling.config.places import Options, ending_in, mend, options_at
-from shearling.config.spec import Spec
+from shearling.config.spec import CustomSpec, Spec
 from shearling.config.tree import COMMAND_LINE, Entry, Keys, Tree, dotted
 from shearling.errors import UserError
 
@@ -48,6 +48,8 @@ def _pairs(arguments: Sequence[str], problems: list[str]) -> Iterator[tuple[str,
 def _place(schema: type[Spec], name: str) -> Keys:
     keys = tuple(name.replace("-", "_").split("."))
     found = ending_in(schema, keys)
+    if not found and any(issubclass(spec, CustomSpec) for spec in _options(schema, keys[:-1])):
+        return keys  # an option that only the user's own class knows
     if len(found) > 1:
         raise UserError(f"{name}: may be {', '.join(map(dotted, found))}: write more of the name")
     if not found:
@@ -65,6 +67,14 @@ def _mend(schema: type[Spec], keys: Keys) -> str:
     if not options:
         return f"{dotted(keys[:known])} is not a map"
     return mend(schema, keys[: known + 1], options, options[0] if len(options) == 1 else None)
+
+
+def _options(schema: type[Spec], keys: Keys) -> Options:
+    """The specs that may stand at a place, by its whole name."""
+    options: Options = (schema,)
+    for key in keys:
+        options = tuple(below for spec in options for below in options_at(spec, key))
+    return options
 
 
 def _value(name: str, text: str) -> Any:

@@ -53,6 +53,7 @@ def _open_run(run: RunFolder) -> Opened:
         raise UserError(f"{run.tokenizer}: not the tokenizer that the model was trained with: put that one back")
     model = Transformer(config.model)
     load_weights(model, checkpoint.weights)
+    model.step = checkpoint.state["progress"]["step"]
     return Opened(model, tokenizer, tokenizer.bos_id)
 
 

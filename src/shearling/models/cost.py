@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from shearling.models.roles import is_projection
 from shearling.models.spec import ModelSpec
 from shearling.models.transformer import Transformer
 
@@ -71,20 +72,25 @@ def _part(name: str) -> str:
         return "embedding"
     if name.startswith(("head", "transform.")):
         return "head"
-    if "_proj." in name:
+    if is_projection(name):
         return "attention" if ".attention." in name else "feedforward"
     return "norms"
 
 
-def training_flops_per_token(spec: ModelSpec, seq_len: int) -> int:
+def training_flops_per_token(spec: ModelSpec, seq_len: int, predicted: float = 1.0) -> int:
     """FLOPs to train on one token of sequences of `seq_len` tokens: the backward pass counts twice the forward.
 
     6 for each matrix entry that a token meets, and attention's two products with the tokens it sees. The usual
     12·L·T·D of arXiv 2204.02311 (appendix B) counts the whole T×T square, which an encoder needs; causal attention
     needs half of it, so 6·L·T·D are counted there, whether or not a kernel skips the other half. Norms, softmax and
     the optimizer are left out, and so is what checkpoint_activations computes a second time.
+
+    Args:
+        predicted: share of the positions that predict something; only those meet the head.
     """
-    return 6 * parameters(spec).multiplied + (6 if spec.causal else 12) * spec.n_layers * seq_len * spec.d_model
+    idle = round((1 - predicted) * spec.vocab_size * spec.d_model)
+    attention = (6 if spec.causal else 12) * spec.n_layers * seq_len * spec.d_model
+    return 6 * (parameters(spec).multiplied - idle) + attention
 
 
 def kv_cache_bytes(spec: ModelSpec, tokens: int, bytes_per_value: int) -> int:

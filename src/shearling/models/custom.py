@@ -7,11 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import nn
+
 from shearling.config import CustomSpec
 from shearling.errors import UserError
 from shearling.models.spec import ModelSpec
 
 T = TypeVar("T")
+
+NOT_THE_USERS = ("builtins", "torch", "shearling")
 
 
 def load_class(name: str, parent: type[T], key: str) -> type[T]:
@@ -32,7 +36,7 @@ def load_class(name: str, parent: type[T], key: str) -> type[T]:
     return found
 
 
-def construct(made: type[T], key: str, *arguments: Any, **options: Any) -> T:
+def construct(made: type[T], key: str, /, *arguments: Any, **options: Any) -> T:
     """An instance of a user's class.
 
     Raises:
@@ -46,13 +50,14 @@ def construct(made: type[T], key: str, *arguments: Any, **options: Any) -> T:
 
 
 def custom_code_hash(spec: ModelSpec) -> str:
-    """SHA-256, in hexadecimal, of the files that a user's own parts are defined in; empty where there are none."""
+    """SHA-256, in hexadecimal, of the files of a user's own norm and placement and of the classes that they extend.
+
+    Neither this package's files nor PyTorch's are among them; empty where nothing is the user's own.
+    """
     parts = {"model.norm": spec.norm, "model.placement": spec.placement}
-    files = [
-        _module(part.kind.partition(":")[0], key).__file__
-        for key, part in parts.items()
-        if isinstance(part, CustomSpec)
-    ]
+    classes = [load_class(part.kind, nn.Module, key) for key, part in parts.items() if isinstance(part, CustomSpec)]
+    own = {made for found in classes for made in found.__mro__ if made.__module__.split(".")[0] not in NOT_THE_USERS}
+    files = sorted({inspect.getfile(made) for made in own})
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest() if files else ""
 
 

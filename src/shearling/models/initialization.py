@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from shearling.models.layers.placement import Placement
-from shearling.models.roles import role
+from shearling.models.roles import is_projection, role
 from shearling.models.spec import ModelSpec
 from shearling.seeding import derive_seed
 
@@ -40,7 +40,7 @@ def initialize(model: nn.Module, spec: ModelSpec, seed: int) -> None:
             generator.manual_seed(derive_seed(seed, "weights", name))
             with torch.no_grad():
                 parameter.copy_(torch.empty(parameter.shape).normal_(0.0, stds[name], generator=generator))
-        elif name.endswith("_proj.bias"):
+        elif is_projection(name):  # its bias
             nn.init.zeros_(parameter)
 
 

@@ -71,8 +71,7 @@ class DyTSpec(Spec):
     """Dynamic tanh: g ⊙ tanh(α x) + b, in place of a norm (arXiv 2503.10622); LLaMA's form has no b."""
 
     kind: Literal["dyt"] = "dyt"
-    alpha: float = Field(0.5, description="α at first; before the feed-forward and at the end, where next is given")
-    attention_alpha: float | None = Field(None, description="α at first before attention; default alpha")
+    alpha: float = Field(0.5, description="α at first")
     bias: bool = Field(False, description="whether b is there")
 
 

@@ -8,10 +8,16 @@ Role = Literal["embedding", "head", "matrix", "vector"]
 def role(name: str) -> Role:
     """The role of a parameter of a Transformer: tables at both ends, matrices of the blocks, and all the rest.
 
-    Gains, biases, gates and whatever a user's norm holds are vectors, whatever their shape.
+    Gains, biases, gates and whatever a user's norm or placement holds are vectors, whatever their shape.
     """
     if name in ("embed.weight", "position.weight"):
         return "embedding"
     if name == "head.weight":
         return "head"
-    return "matrix" if name.endswith("_proj.weight") else "vector"
+    return "matrix" if is_projection(name) and name.endswith(".weight") else "vector"
+
+
+def is_projection(name: str) -> bool:
+    """Whether a parameter is the weight or bias of a projection in a branch or before the head."""
+    *_, owner, module, _ = ("", "", *name.split("."))
+    return owner in ("branch", "transform") and module.endswith("_proj")

@@ -5,13 +5,15 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from shearling.config import CHOICE, Spec
-from shearling.models.norm_spec import NormSpec, RMSNormSpec
+from shearling.models.norm_spec import NoNormSpec, NormSpec, RMSNormSpec
 from shearling.models.placement_spec import (
+    DeepNormSpec,
     HybridNormSpec,
     NGPTSpec,
     PlacementSpec,
     PreSpec,
     ResiDualSpec,
+    SubLNSpec,
 )
 
 
@@ -128,12 +130,40 @@ class ModelSpec(Spec):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "ModelSpec":
-        if self.qk_norm and isinstance(self.placement, HybridNormSpec | NGPTSpec):
-            raise ValueError(f"placement.kind {self.placement.kind} norms queries and keys itself: set qk_norm: null")
-        if isinstance(self.placement, NGPTSpec) and self.kv_heads != self.n_heads:
-            raise ValueError("placement.kind ngpt gives queries and keys one gain: set n_kv_heads: null")
-        if isinstance(self.placement, ResiDualSpec) and not self.final_norm:
-            raise ValueError("placement.kind residual ends with a norm of its second stream: set final_norm: true")
+        placement = self.placement
+        on_sphere = isinstance(placement, NGPTSpec)
+        no_norm = isinstance(self.norm, NoNormSpec)
+        refused = {
+            f"placement.kind {placement.kind} norms queries and keys itself: set qk_norm: null": (
+                self.qk_norm is not None and isinstance(placement, HybridNormSpec | NGPTSpec)
+            ),
+            f"placement.kind {placement.kind} draws its weights in its own way: set init: scaled, the default": (
+                self.init != "scaled" and isinstance(placement, DeepNormSpec | SubLNSpec | NGPTSpec)
+            ),
+            "placement.kind residual ends with a norm of its second stream: set final_norm: true": (
+                isinstance(placement, ResiDualSpec) and not self.final_norm
+            ),
+            "placement.kind ngpt gives queries and keys one gain: set n_kv_heads: null": (
+                on_sphere and self.kv_heads != self.n_heads
+            ),
+            "placement.kind ngpt has vectors of unit length to the end: set final_norm: false": (
+                on_sphere and self.final_norm
+            ),
+            "placement.kind ngpt has no norms but its own: leave norm.kind out": (
+                on_sphere and not isinstance(self.norm, RMSNormSpec)
+            ),
+            "placement.kind ngpt norms embeddings itself: set embedding_norm and learned_embedding_scale to false": (
+                on_sphere and (self.embedding_norm or self.learned_embedding_scale)
+            ),
+            "norm.kind none leaves qk_norm nothing to norm with: set qk_norm: null": (
+                no_norm and self.qk_norm is not None and not isinstance(self.qk_norm, L2QKNormSpec)
+            ),
+            "norm.kind none leaves embedding_norm nothing to norm with: set it to false": no_norm
+            and self.embedding_norm,
+        }
+        for reason, applies in refused.items():
+            if applies:
+                raise ValueError(reason)
         if not self.head and not self.tie_embeddings:
             raise ValueError("head: false leaves nothing to untie: set tie_embeddings: true")
         return self

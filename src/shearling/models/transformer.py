@@ -24,6 +24,7 @@ from shearling.models.layers.normalization import StoredGain, build_norm
 from shearling.models.layers.placement import Where, place, placement_class
 from shearling.models.layers.position import build_position
 from shearling.models.spec import ModelSpec
+from shearling.seeding import derive_seed
 
 
 class Block(nn.Module):
@@ -61,6 +62,13 @@ class Transformer(nn.Module):
 
     def __init__(self, spec: ModelSpec, seed: int = 0) -> None:
         super().__init__()
+        with torch.random.fork_rng(devices=[]):  # what a user's class draws belongs to the seed as well
+            torch.manual_seed(derive_seed(seed, "modules"))
+            self._build(spec)
+        initialize(self, spec, seed)
+        self.constrain()
+
+    def _build(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.dtype = torch.float32
         self.checkpoint_activations = False
@@ -78,8 +86,6 @@ class Transformer(nn.Module):
         self.head = None if spec.tie_embeddings else Linear(d_model, V, bias=False)
         self.head_bias = nn.Parameter(torch.zeros(V)) if masked_tokens else None
         self.head_gain = StoredGain((V, 1), 1.0, d_model**-0.5) if self.spherical and spec.head else None
-        initialize(self, spec, seed)
-        self.constrain()
 
     @property
     def blocks(self) -> list[Block]:

@@ -40,10 +40,12 @@ def evaluate(
     model.eval()
     model.step = step
     total, count = 0.0, 0
-    for number, (batch, _) in enumerate(held_out.batches(seq_len, sequences)):
+    row = 0
+    for batch, _ in held_out.batches(seq_len, sequences):
         check()
         batch = batch if mask_documents else Batch(batch.tokens)
-        examples = make_examples(objective, batch, model.spec.vocab_size, "evaluation", number)
+        examples = make_examples(objective, batch, model.spec.vocab_size, "evaluation", first_row=row)
+        row += len(batch.tokens)
         hidden, targets = examples.states_and_targets(model, device)
         total += token_losses(hidden, model.head_weight, targets).double().sum().item()
         count += len(targets)

@@ -14,6 +14,9 @@ from shearling.training.spec import MaskedTokenSpec, NextTokenSpec, ObjectiveSpe
 IGNORED = -1
 """Target of a position that predicts nothing."""
 
+Draws = Callable[[int], np.random.Generator]
+"""The generator of a batch's sequence, by its row."""
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -50,34 +53,43 @@ class Examples:
         return hidden[predicting], targets[predicting]
 
 
-def make_examples(objective: ObjectiveSpec, batch: Batch, vocab_size: int, *seed: int | str) -> Examples:
+def make_examples(
+    objective: ObjectiveSpec, batch: Batch, vocab_size: int, *seed: int | str, first_row: int = 0
+) -> Examples:
     """The examples that an objective makes from a batch.
 
     Args:
         vocab_size: of the model.
         seed: parts of the seed of whatever is drawn; the same parts give the same draw.
+        first_row: number of the batch's first sequence. A sequence's draw depends on its number, not on its batch.
     """
-    return OBJECTIVES[objective.kind](objective, batch, vocab_size, derive_seed(*seed))
+    return OBJECTIVES[objective.kind](
+        objective, batch, vocab_size, lambda row: np.random.default_rng(derive_seed(*seed, first_row + row))
+    )
 
 
-def next_token(objective: NextTokenSpec, batch: Batch, vocab_size: int, seed: int) -> Examples:
+def next_token(objective: NextTokenSpec, batch: Batch, vocab_size: int, draw_of: Draws) -> Examples:
     """Every position predicts the token after it."""
     return Examples(batch.tokens[:, :-1], batch.tokens[:, 1:], batch.document_ids)
 
 
-def masked_token(objective: MaskedTokenSpec, batch: Batch, vocab_size: int, seed: int) -> Examples:
+def masked_token(objective: MaskedTokenSpec, batch: Batch, vocab_size: int, draw_of: Draws) -> Examples:
     """A share of the positions predict the token that stood there (arXiv 1810.04805, section 3.1).
 
-    Of them 80 % read the mask token, 10 % a random one, 10 % the token itself. At least one position is chosen.
+    Of them 80 % read the mask token, 10 % a random one, 10 % the token itself. A sequence has at least one.
     """
-    draw = np.random.default_rng(seed)
-    tokens = batch.tokens[:, :-1]
-    chosen = draw.random(tokens.shape) < objective.share
-    chosen.flat[draw.integers(tokens.size)] = True
-    lot, mask_id = draw.random(tokens.shape), mask_token(objective, vocab_size)
-    inputs = np.where(chosen & (lot < 0.8), mask_id, tokens)
-    inputs = np.where(chosen & (lot >= 0.9), draw.integers(0, vocab_size, tokens.shape), inputs)
-    return Examples(inputs, np.where(chosen, tokens, IGNORED), batch.document_ids)
+    tokens, mask_id = batch.tokens[:, :-1], mask_token(objective, vocab_size)
+    inputs, targets = tokens.copy(), np.full_like(tokens, IGNORED)
+    for row, (read, predicted) in enumerate(zip(inputs, targets, strict=True)):
+        draw, length = draw_of(row), tokens.shape[1:]
+        chosen = draw.random(length) < objective.share
+        if not chosen.any():
+            chosen[draw.integers(chosen.size)] = True
+        lot, others = draw.random(length), draw.integers(0, vocab_size, length)
+        predicted[chosen] = tokens[row, chosen]
+        read[chosen & (lot < 0.8)] = mask_id
+        read[chosen & (lot >= 0.9)] = others[chosen & (lot >= 0.9)]
+    return Examples(inputs, targets, batch.document_ids)
 
 
 def mask_token(objective: MaskedTokenSpec, vocab_size: int) -> int:
@@ -85,7 +97,7 @@ def mask_token(objective: MaskedTokenSpec, vocab_size: int) -> int:
     return vocab_size - 1 if objective.mask_id is None else objective.mask_id
 
 
-OBJECTIVES: dict[str, Callable[[Any, Batch, int, int], Examples]] = {
+OBJECTIVES: dict[str, Callable[[Any, Batch, int, Draws], Examples]] = {
     "next_token": next_token,
     "masked_token": masked_token,
 }

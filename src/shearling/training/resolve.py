@@ -16,7 +16,7 @@ from shearling.models.cost import (
     parameters,
     training_flops_per_token,
 )
-from shearling.training.spec import ExperimentSpec
+from shearling.training.spec import ExperimentSpec, MaskedTokenSpec
 
 MOMENTS = {"adamw": 2}
 """fp32 values that an optimizer keeps for each parameter."""
@@ -87,7 +87,9 @@ def resolve(spec: ExperimentSpec) -> Resolved:
         UserError: the horizon is no number of steps, or warm-up takes all of it.
     """
     training, counts = spec.training, parameters(spec.model)
-    flops_per_token = training_flops_per_token(spec.model, spec.data.seq_len)
+    objective = training.objective
+    predicted = objective.share if isinstance(objective, MaskedTokenSpec) else 1.0
+    flops_per_token = training_flops_per_token(spec.model, spec.data.seq_len, predicted)
     sequences = training.tokens_per_update // spec.data.seq_len
     micro_batch = min(training.micro_batch, sequences)
     steps = _total_steps(spec, flops_per_token)
@@ -128,6 +130,12 @@ def _total_steps(spec: ExperimentSpec, flops_per_token: int) -> int | None:
         raise UserError(
             f"training.schedule.warmup_steps: {training.schedule.warmup_steps} leaves nothing of the run's {steps} "
             f"steps: lower it, or raise training.{horizon}"
+        )
+    growth = (spec.model.placement.residual_warmup or 0) * spec.model.n_layers
+    if growth > steps:
+        raise UserError(
+            f"model.placement.residual_warmup: the last of {spec.model.n_layers} blocks is whole after {growth:,} "
+            f"steps, more than the run's {steps:,}: lower it, or raise training.{horizon}"
         )
     return steps
 

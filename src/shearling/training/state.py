@@ -107,6 +107,8 @@ def build_state(config: ExperimentSpec, device: torch.device, compile_blocks: bo
     model.dtype = DTYPES[config.training.precision]
     model.checkpoint_activations = config.training.checkpoint_activations
     if compile_blocks:
+        # Blocks that differ in a constant are compiled apart; beyond the limit they would silently run eagerly.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(model.layers) + 8)
         for layer in model.layers:
             layer.compile()
     return TrainState(model, build_optimizer(model, config.training.optimizer))
@@ -114,7 +116,7 @@ def build_state(config: ExperimentSpec, device: torch.device, compile_blocks: bo
 
 def to_checkpoint(state: TrainState, extra: dict[str, Any]) -> Checkpoint:
     """A view of the state for saving; `extra` is kept with the progress."""
-    weights = {name: parameter.detach() for name, parameter in state.model.named_parameters()}
+    weights = {name: tensor.detach() for name, tensor in model_tensors(state.model).items()}
     return Checkpoint(
         weights, optimizer_tensors(state.model, state.optimizer), {"progress": asdict(state.progress), **extra}
     )
@@ -127,18 +129,24 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     state.progress = Progress.from_json(checkpoint.state["progress"])
 
 
+def model_tensors(model: Transformer) -> dict[str, torch.Tensor]:
+    """What a model is made of, by name, each once: parameters, and the buffers that a user's norm may keep."""
+    kept = model.state_dict().keys()
+    return {**dict(model.named_parameters()), **{name: b for name, b in model.named_buffers() if name in kept}}
+
+
 def load_weights(model: Transformer, weights: dict[str, torch.Tensor]) -> None:
     """Copy `weights` into the model.
 
     Raises:
         UserError: a name or shape is not the model's.
     """
-    parameters = dict(model.named_parameters())
-    wrong = sorted(parameters.keys() ^ weights.keys()) or sorted(
-        name for name, parameter in parameters.items() if parameter.shape != weights[name].shape
+    tensors = model_tensors(model)
+    wrong = sorted(tensors.keys() ^ weights.keys()) or sorted(
+        name for name, tensor in tensors.items() if tensor.shape != weights[name].shape
     )
     if wrong:
         raise UserError(f"the checkpoint's weights are not this model's: {', '.join(wrong[:3])} differ: check `model`")
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+        for name, tensor in tensors.items():
+            tensor.copy_(weights[name])

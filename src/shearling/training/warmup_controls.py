@@ -19,7 +19,11 @@ def control_arms(config: ExperimentSpec) -> dict[str, ExperimentSpec]:
     if warmup is None:
         return {}
     own = {key: value for key, value in warmup.model_dump().items() if key in RealSpec.model_fields and key != "kind"}
-    phases = {"none": None, "real": RealSpec(**own), "moments": warmup.model_copy(update={"keep": "moments"})}
+    phases = {
+        "none": None,
+        "real": RealSpec(**own),
+        "moments": warmup.model_copy(update={"keep": "moments", "optimizer_state": "reset"}),
+    }
     return {suffix: _control(config, suffix, phase) for suffix, phase in phases.items() if phase != warmup}
 
 

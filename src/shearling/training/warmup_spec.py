@@ -41,6 +41,12 @@ class _WarmupSpec(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _moments_have_no_history(self) -> "_WarmupSpec":
+        if self.keep == "moments" and self.optimizer_state == "carry":
+            raise ValueError("keep moments draws other weights than the optimizer knows: set optimizer_state: reset")
+        return self
+
 
 class IIDShiftedSpec(_WarmupSpec):
     """Independent uniform tokens, each predicting the next."""

@@ -128,13 +128,6 @@ def test_layernorm_of_a_zero_mean_vector_is_rmsnorm():
     torch.testing.assert_close(layer(x), rms(x), rtol=1e-5, atol=1e-5)
 
 
-def test_dyt_s_alpha_may_differ_before_attention():
-    spec = ModelSpec(norm={"kind": "dyt", "alpha": 0.2, "attention_alpha": 0.8}).norm
-    assert build_norm(spec, D, before_attention=True).alpha.item() == pytest.approx(0.8)
-    assert build_norm(spec, D, before_attention=False).alpha.item() == pytest.approx(0.2)
-    assert build_norm(spec, D).alpha.item() == pytest.approx(0.2)
-
-
 class TestNormsOfTheUsersOwn:
     @pytest.fixture(autouse=True)
     def module(self, tmp_path, monkeypatch):
@@ -145,6 +138,17 @@ class TestNormsOfTheUsersOwn:
             "        super().__init__()\n"
             "        self.weight = torch.nn.Parameter(torch.full((dim,), factor))\n"
             "    def forward(self, x):\n"
+            "        return self.weight * x\n"
+            "class Drawn(torch.nn.Module):\n"
+            "    def __init__(self, dim):\n"
+            "        super().__init__()\n"
+            "        self.weight = torch.nn.Parameter(torch.randn(dim))\n"
+            "        self.register_buffer('seen', torch.zeros(()))\n"
+            "        self.gate_proj = torch.nn.Linear(2, 2)\n"
+            "        torch.nn.init.eye_(self.gate_proj.weight)\n"
+            "    def forward(self, x):\n"
+            "        if self.training:\n"
+            "            self.seen += 1\n"
             "        return self.weight * x\n"
             "not_a_norm = 3\n"
         )
@@ -170,6 +174,42 @@ class TestNormsOfTheUsersOwn:
     def test_what_cannot_be_made_is_told(self, norm, message):
         with pytest.raises(UserError, match=message):
             build_norm(ModelSpec(norm=norm).norm, D)
+
+    def test_its_options_come_as_they_were_written_from_a_file_or_the_command_line(self, tmp_path):
+        from shearling.config import load
+        from shearling.models.spec import ModelFile
+
+        (tmp_path / "model.yaml").write_text("model:\n  norm: {kind: my_norms:Halved, factor: 1.0}\n")
+        options = load(ModelFile, tmp_path / "model.yaml").value.model.norm.options
+        assert options == {"factor": 1.0}
+        assert isinstance(options["factor"], float)
+        assert load(ModelFile, tmp_path / "model.yaml", ["model.norm.factor=0.25"]).value.model.norm.factor == 0.25
+        with pytest.raises(UserError, match=r"model\.norm\.factor: unknown key"):
+            load(ModelFile, tmp_path / "model.yaml", ["model.norm.kind=rmsnorm", "model.norm.factor=0.25"])
+
+    def test_what_it_draws_follows_from_the_model_s_seed(self):
+        from shearling.models.transformer import Transformer
+
+        spec = ModelSpec(d_model=16, n_heads=2, n_layers=1, norm={"kind": "my_norms:Drawn"})
+        torch.manual_seed(3)
+        one = Transformer(spec, seed=1).final_norm.weight
+        torch.manual_seed(4)
+        torch.testing.assert_close(Transformer(spec, seed=1).final_norm.weight, one)
+        assert not torch.equal(Transformer(spec, seed=2).final_norm.weight, one)
+
+    def test_its_own_matrices_stay_as_it_made_them_and_its_buffers_are_saved(self):
+        from shearling.models.cost import parameters
+        from shearling.models.transformer import Transformer
+        from shearling.training.state import load_weights, model_tensors
+
+        spec = ModelSpec(d_model=16, n_heads=2, n_layers=1, norm={"kind": "my_norms:Drawn"})
+        model = Transformer(spec, seed=1).train()
+        assert torch.equal(model.final_norm.gate_proj.weight, torch.eye(2))
+        assert parameters(spec).norms == 3 * (16 + 4 + 2)
+        model(torch.zeros(1, 4, dtype=torch.long))
+        other = Transformer(spec, seed=1)
+        load_weights(other, model_tensors(model))
+        assert other.final_norm.seen == 1
 
     def test_its_code_counts_as_part_of_a_run(self, tmp_path):
         from shearling.models.custom import custom_code_hash

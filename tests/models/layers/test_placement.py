@@ -17,7 +17,8 @@ L, D = SMALL["n_layers"], SMALL["d_model"]
 
 
 def spec(placement, **options) -> ModelSpec:
-    return ModelSpec(**{**SMALL, "init_std": 0.2, **options}, placement=placement)
+    ends = {"final_norm": placement["kind"] != "ngpt"}
+    return ModelSpec(**{**SMALL, "init_std": 0.2, **ends, **options}, placement=placement)
 
 
 def made(placement, **options) -> Transformer:
@@ -193,10 +194,10 @@ class TestLimitingCases:
             torch.testing.assert_close(added, 5 / (10 * layer) * sublayer.branch(sublayer.norm(x), context))
 
     def test_layernorm_scaling_of_a_single_layer_is_pre_ln(self):
-        assert same(made({"kind": "pre"}, n_layers=1, init="plain"), made({"kind": "lns"}, n_layers=1))
+        assert same(made({"kind": "pre"}, n_layers=1), made({"kind": "lns"}, n_layers=1))
 
     def test_the_two_forms_of_lns_agree_at_first_and_differ_in_what_is_learned(self):
-        gain = Transformer(spec({"kind": "lns_gain"}, init="plain"), seed=1)
+        gain = Transformer(spec({"kind": "lns_gain"}), seed=1)
         assert same(gain, Transformer(spec({"kind": "lns"}), seed=1))
         gains = [block.attention.norm.weight.mean().item() for block in gain.layers]
         assert gains == pytest.approx([layer**-0.5 for layer in range(1, L + 1)])
@@ -269,10 +270,11 @@ class TestConstants:
     def test_keel_s_alpha_is_the_number_of_sublayers(self):
         assert Transformer(spec({"kind": "keel"}, n_layers=12)).layers[0].attention.alpha == 24
 
-    def test_layernorm_scaling_has_no_scaled_initialization_besides(self):
+    @pytest.mark.parametrize(("init", "expected"), [("scaled", 0.2 / math.sqrt(2 * L)), ("plain", 0.2)])
+    def test_scaled_initialization_draws_output_projections_smaller_and_plain_does_not(self, init, expected):
         wide = {"d_model": 240, "n_heads": 4, "intermediate_size": 600}
-        for kind, expected in (("pre", 0.2 / math.sqrt(2 * L)), ("lns", 0.2)):
-            weight = Transformer(spec({"kind": kind}, **wide)).layers[0].attention.branch.o_proj.weight
+        for kind in ("pre", "lns"):
+            weight = Transformer(spec({"kind": kind}, init=init, **wide)).layers[0].attention.branch.o_proj.weight
             assert weight.std().item() == pytest.approx(expected, rel=0.05)
 
     def test_depth_scaled_initialization_divides_by_the_root_of_the_layer(self):
@@ -336,8 +338,8 @@ class TestNGPT:
         ("subln", (D + 40) * L),  # before the output projection D, before the projection down F
         ("normformer", (D + 3 + 40) * L),  # after attention D, a gain a head, on the hidden values F
         ("hybrid", (3 * 8 - D) * L),  # of queries, keys and values K each, in place of the norm before attention
-        # gains of queries and keys D, of gate and up F each, rates 2·D a block, a gain a token; no norms
-        ("ngpt", (D + 2 * 40 + 2 * D - 2 * D) * L + 61),
+        # gains of queries and keys D, of gate and up F each, rates 2·D a block, a gain a token; no norms at all
+        ("ngpt", (D + 2 * 40 + 2 * D - 2 * D) * L + 61 - D),
     ],
 )  # fmt: skip
 def test_a_placement_adds_as_many_parameters_as_its_paper_says(kind, extra):
@@ -408,6 +410,12 @@ def test_a_placement_of_the_user_s_own(tmp_path, monkeypatch):
         ({"kind": "residual"}, {"final_norm": False}, "set final_norm: true"),
         ({"kind": "ngpt", "residual_warmup": 9}, {}, "residual_warmup has no effect"),
         ({"kind": "ngpt"}, {"n_kv_heads": 1}, "set n_kv_heads: null"),
+        ({"kind": "ngpt"}, {"final_norm": True}, "set final_norm: false"),
+        ({"kind": "ngpt"}, {"norm": {"kind": "layernorm"}}, "no norms but its own"),
+        ({"kind": "ngpt"}, {"learned_embedding_scale": True}, "norms embeddings itself"),
+        ({"kind": "deepnorm"}, {"init": "plain"}, "draws its weights in its own way"),
+        ({"kind": "pre"}, {"norm": {"kind": "none"}, "qk_norm": {"kind": "per_head"}}, "set qk_norm: null"),
+        ({"kind": "pre"}, {"norm": {"kind": "none"}, "embedding_norm": True}, "nothing to norm with"),
     ],
 )
 def test_what_does_not_go_together_is_refused(placement, options, message):
@@ -418,3 +426,24 @@ def test_what_does_not_go_together_is_refused(placement, options, message):
 def test_a_gain_that_is_not_there_cannot_be_scaled():
     with pytest.raises(UserError, match="lns_gain scales the norms' gains"):
         Transformer(spec({"kind": "lns_gain"}, norm={"kind": "simplermsnorm"}))
+
+
+def test_a_placement_that_calls_its_branch_twice_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "twice.py").write_text(
+        "from shearling.models.layers.placement import Placement\n"
+        "class Twice(Placement):\n"
+        "    def update(self, x, F):\n"
+        "        return x + F(self.norm(x)) + F(x)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(UserError, match=r"Twice\.update calls F twice"):
+        hidden(made({"kind": "twice:Twice"}))
+
+
+def test_a_share_of_mix_ln_that_floating_point_rounds_down_counts_whole():
+    from shearling.models.layers.placement import MixLN, PostNorm, PreNorm, Where
+
+    options = spec({"kind": "mix", "share": 0.58}).placement
+    kinds = [MixLN.of(options, Where(layer, 50, "attention")) for layer in (29, 30)]
+    assert kinds == [PostNorm, PreNorm]

@@ -18,6 +18,8 @@ class FeedForward(nn.Module):
             what enters the activation).
     """
 
+    gated = False
+
     def __init__(self, spec: ModelSpec, inside: frozenset[str] = frozenset()) -> None:
         super().__init__()
         D, width = spec.d_model, spec.intermediate_size
@@ -28,8 +30,6 @@ class FeedForward(nn.Module):
         scaled = "unit" in inside
         self.gate_gain = StoredGain((width,), D**0.5, 1.0) if scaled and self.gated else None
         self.up_gain = StoredGain((width,), 1.0 if self.gated else D**0.5, 1.0) if scaled else None
-
-    gated = False
 
     def hidden(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Hidden values (B, T, F) before the projection down."""

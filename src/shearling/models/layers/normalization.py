@@ -3,7 +3,6 @@
 Gains are called `weight`; a placement that scales a norm's gain at first (`lns_gain`) finds them by that name.
 """
 
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -122,10 +121,9 @@ class NonparametricLayerNorm(nn.Module):
 class DyT(nn.Module):
     """g ⊙ tanh(α x) + b; g at first 1, b 0, the scalar α as the spec says (arXiv 2503.10622)."""
 
-    def __init__(self, spec: specs.DyTSpec, dim: int, before_attention: bool = False) -> None:
+    def __init__(self, spec: specs.DyTSpec, dim: int) -> None:
         super().__init__()
-        alpha = spec.attention_alpha if before_attention and spec.attention_alpha is not None else spec.alpha
-        self.alpha = nn.Parameter(torch.tensor(alpha))
+        self.alpha = nn.Parameter(torch.tensor(spec.alpha))
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim)) if spec.bias else None
 
@@ -178,7 +176,7 @@ def unit(x: torch.Tensor) -> torch.Tensor:
     return F.normalize(x.float(), dim=-1).to(x.dtype)
 
 
-NORMS: dict[str, Callable[..., nn.Module]] = {
+NORMS: dict[str, Callable[[Any, int], nn.Module]] = {
     "rmsnorm": RMSNorm,
     "prmsnorm": PartialRMSNorm,
     "crmsnorm": CRMSNorm,
@@ -191,19 +189,15 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
     "derf": Derf,
     "none": NoNorm,
 }
-"""By kind: made with (spec, dim), and with what else of `build_norm`'s knowledge their constructor asks for."""
+"""By kind: made with (spec, dim)."""
 
 
-def build_norm(spec: specs.NormSpec, dim: int, **where: Any) -> nn.Module:
+def build_norm(spec: specs.NormSpec, dim: int) -> nn.Module:
     """The norm that `spec` names, over the last dimension of size `dim`.
-
-    Args:
-        where: what is known of its place (`before_attention`); a norm's constructor takes of it what it names.
 
     Raises:
         UserError: a user's own class is not found, or does not take its options.
     """
     if isinstance(spec, specs.CustomNormSpec):
         return construct(load_class(spec.kind, nn.Module, "model.norm"), "model.norm", dim, **spec.options)
-    norm = NORMS[spec.kind]
-    return norm(spec, dim, **{name: where[name] for name in where if name in inspect.signature(norm).parameters})
+    return NORMS[spec.kind](spec, dim)

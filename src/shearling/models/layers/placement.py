@@ -55,7 +55,7 @@ class Placement(nn.Module):
     def __init__(self, spec: ModelSpec, where: Where, sibling: "Placement | None" = None) -> None:
         super().__init__()
         for name in self.norms:
-            setattr(self, name, build_norm(spec.norm, spec.d_model, before_attention=where.part == "attention"))
+            setattr(self, name, build_norm(spec.norm, spec.d_model))
         self.branch = (
             Attention(spec, where.layer - 1, self.inside)
             if where.part == "attention"
@@ -63,14 +63,20 @@ class Placement(nn.Module):
         )
         self.dropout = spec.dropout
         warmup = spec.placement.residual_warmup
-        self.grown_at = warmup * where.layer if warmup else None
+        self.grown_at = float(warmup * where.layer) if warmup else None  # as integers torch.compile takes for constants
 
     def update(self, x_BTD: torch.Tensor, F: Branch) -> torch.Tensor:
         """The stream after this sublayer."""
         raise NotImplementedError
 
     def forward(self, x_BTD: torch.Tensor, context: Context) -> torch.Tensor:
+        called = False
+
         def branch(h_BTD: torch.Tensor, then: nn.Module | None = None) -> torch.Tensor:
+            nonlocal called
+            if called:  # costs are counted, and keys and values kept, for one call
+                raise UserError(f"model.placement: {type(self).__name__}.update calls F twice: one call is all it has")
+            called = True
             y_BTD = dropout(self.branch(h_BTD.to(context.dtype), context), self.dropout, self.training)
             if then is not None:
                 y_BTD = then(y_BTD)
@@ -173,22 +179,19 @@ class MixLN(Placement):
 
     @classmethod
     def of(cls, options: Any, where: Where) -> type[Placement]:
-        return PostNorm if where.layer <= math.floor(options.share * where.n_layers) else PreNorm
+        n_post = math.floor(options.share * where.n_layers + 1e-9)  # 0.58 · 50 is 28.999… in floating point
+        return PostNorm if where.layer <= n_post else PreNorm
 
 
 class LayerNormScaling(Placement):
-    """x ← x + F(N(x) / √l), without GPT-2's smaller o and down projections (arXiv 2502.05795)."""
+    """x ← x + F(N(x) / √l) (arXiv 2502.05795)."""
 
     def __init__(self, spec: ModelSpec, where: Where, sibling: Placement | None = None) -> None:
         super().__init__(spec, where, sibling)
         self.factor = where.layer**-0.5
-        self.std = spec.init_std
 
     def update(self, x_BTD: torch.Tensor, F: Branch) -> torch.Tensor:
         return x_BTD + F(self.factor * self.norm(x_BTD))
-
-    def initial_std(self, name: str, fan_in: int, fan_out: int) -> float | None:
-        return self.std
 
 
 class ScaledGain(PreNorm):

@@ -113,11 +113,13 @@ def spike_score(values: Sequence[float], window: int = 1000, deviations: float =
     OLMo 2's measure of stability (arXiv 2501.00656). So that short runs have one too, a value counts as soon as it has
     `least` before it; the first ones do not. Not a number where none counts.
     """
-    series = np.asarray(values, dtype=np.float64)
-    counted = range(min(least, len(series)), len(series))
-    spikes = 0
-    for i in counted:
-        before = series[max(0, i - window) : i]
-        distance = abs(series[i] - before.mean())
-        spikes += bool(distance > 0 and distance >= deviations * before.std())
-    return spikes / len(counted) if counted else float("nan")
+    if len(values) <= least:
+        return float("nan")
+    series = np.asarray(values, dtype=np.float64) - values[0]  # near 0, so that sums of squares lose no digits
+    sums, squares = (np.concatenate([[0.0], np.cumsum(x)]) for x in (series, series**2))
+    stop = np.arange(least, len(series))
+    start = np.maximum(0, stop - window)
+    mean = (sums[stop] - sums[start]) / (stop - start)
+    variance = (squares[stop] - squares[start]) / (stop - start) - mean**2
+    distance = np.abs(series[stop] - mean)
+    return float(((distance > 0) & (distance**2 >= deviations**2 * variance)).mean())

@@ -18,6 +18,7 @@ from shearling.training.spec import ExperimentSpec
 from shearling.training.state import TrainState
 
 _NEED_WEIGHTS = {"update_norm", "relative_update_norm"}
+_NEED_HISTORY = {"loss_spike_score", "gradient_norm_spike_score"}
 
 
 class Recorder:
@@ -54,7 +55,7 @@ class Recorder:
                 self._examples,
                 self._spec.measured,
                 self._before,
-                self._run.read_metrics(),
+                () if _NEED_HISTORY.isdisjoint(self._spec.measured) else self._run.read_metrics(),
                 step,
             )
             line = {"step": step, "tokens": state.progress.tokens, **figures}
