@@ -61,6 +61,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
     options = parser.parse_args()
+    if options.seeds < 2:
+        parser.error(f"--seeds {options.seeds}: one seed has no test: give 2 or more")
     config, began = tiny(options.data, options.steps), time.perf_counter()
     different = {"independent": 0, "paired": 0}
     for repetition in range(options.repetitions):

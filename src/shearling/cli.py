@@ -169,8 +169,8 @@ def compare(
         controls=control_arms if controls else None,
     )  # fmt: skip
     judged, folder = carry_out(plan, out, jobs=jobs, threads=threads)
-    page = write_report(folder)
-    print(json.dumps(judged, indent=2) if as_json else f"{render(judged)}\n\nreport: {page}")
+    print(json.dumps(judged, indent=2) if as_json else f"{render(judged)}\n", flush=True)
+    print(f"report: {write_report(folder)}", file=sys.stderr if as_json else sys.stdout)
 
 
 @app.command()

@@ -7,7 +7,13 @@ from typing import Any
 import torch
 
 TOKEN = re.compile(r"\s*(\d+(?:\.\d+)?(?:e[-+]?\d+)?|[A-Za-zα-ω][A-Za-z0-9_α-ω]*[₀-₉]*|\[[^\]]*\]|\S)")
-ENDS_A_FACTOR = set("+−⊙·/),‖|=")
+ENDS_A_FACTOR = set("+−⊙·/),‖|⌋=")
+BETWEEN: dict[str, tuple[str, Callable[..., Any]]] = {
+    "(": (")", lambda x: x),
+    "‖": ("‖", lambda x: x.norm(dim=-1, keepdim=True)),
+    "|": ("|", lambda x: x.abs()),
+    "⌊": ("⌋", lambda x: x.floor()),
+}
 POWERS = {"²": 2, "³": 3, "⁴": 4}
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "mean": lambda x: x.mean(-1, keepdim=True),
@@ -132,12 +138,10 @@ class _Parse:
         token = self.take()
         if token == "√":
             return torch.as_tensor(self.factor()).sqrt()
-        if token in "(‖|":
-            result = self.sum()
-            self.take({"(": ")"}.get(token, token))
-            result = {"‖": lambda: result.norm(dim=-1, keepdim=True), "|": lambda: result.abs()}.get(
-                token, lambda: result
-            )()
+        if token in BETWEEN:
+            closed, function = BETWEEN[token]
+            result = function(self.sum())
+            self.take(closed)
         elif token[0].isdigit():
             result = float(token)
         elif self.next() == "(" and callable(self.reader.names.get(token)):
@@ -157,10 +161,12 @@ class _Parse:
 
     def behind(self, result: Any) -> Any:
         """What may stand behind a factor: a power, ᵀ, an index."""
-        while self.next() in POWERS or self.next() == "ᵀ" or self.next().startswith("["):
+        while self.next() in POWERS or self.next() in ("ᵀ", "^") or self.next().startswith("["):
             token = self.take()
             if token == "ᵀ":
                 result = Transposed(result)
+            elif token == "^":
+                result = result ** self.factor()
             elif token in POWERS:
                 result = result ** POWERS[token]
             elif ":" in token:

@@ -7,7 +7,15 @@ from equation_reader import Reader
 from torch import nn
 
 from shearling.experiments.equations import block_equations
+from shearling.models.spec import ModelSpec
 from shearling.models.transformer import Transformer
+
+
+def spec_of(**options) -> ModelSpec:
+    """A small model with these options."""
+    small = {"d_model": 32, "n_layers": 3, "n_heads": 2, "intermediate_size": 48, "vocab_size": 50, "max_seq_len": 16}
+    ends = {"final_norm": options.get("placement", {}).get("kind") != "ngpt"}
+    return ModelSpec.model_validate({**small, **ends, **options})
 
 
 def read_logits(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:

@@ -3,10 +3,12 @@
 import json
 import math
 import random
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from shearling.config import dump, flatten
+from shearling.experiments.equations import model_equations
 from shearling.training.spec import ExperimentSpec
 
 SEEDS = (0, 1, 2)
@@ -22,22 +24,35 @@ ARMS = {
     "custom_norm": (2.262, (-0.039, -0.056, -0.022, 0.006, 0.018)),
 }
 
+MODELS: dict[str, dict[str, Any]] = {
+    "postln": {"placement": {"kind": "post"}},
+    "peri_ln": {"placement": {"kind": "sandwich"}},
+    "custom_norm": {"norm": {"kind": "dyt"}},
+}
+"""What makes an arm's model another than the baseline's."""
+
 
 def config(name: str, seed: int = 0) -> ExperimentSpec:
-    """A small experiment; its data are not there."""
+    """A small experiment with the arm's own model; its data are not there."""
     return ExperimentSpec.model_validate(
         {
-            "name": name,
-            "output_dir": f"outputs/{name}",
+            "name": "example",
+            "output_dir": "outputs/example",
             "seed": seed,
             "model": {
                 "d_model": 32, "n_layers": LAYERS, "n_heads": 2, "intermediate_size": 64, "vocab_size": 300,
-                "max_seq_len": 32,
+                "max_seq_len": 32, **MODELS.get(name, {}),
             },
             "data": {"path": "data/none", "seq_len": 32},
             "training": {"steps": STEPS, "tokens_per_update": TOKENS},
         }
     )  # fmt: skip
+
+
+@cache
+def equations_of(name: str) -> str:
+    """What the runs of an arm record."""
+    return model_equations(config(name).model, whole=True) + "\n"
 
 
 def make_run(folder: Path, name: str, final: float, seed: int = 0, *, ends: int = STEPS, scale: float = 1.0) -> Path:
@@ -58,11 +73,12 @@ def make_run(folder: Path, name: str, final: float, seed: int = 0, *, ends: int 
             lines.append({"step": step, **held_out})
     write_lines(folder / "metrics.jsonl", lines)
     write_lines(folder / "diagnostics.jsonl", [_measure(step, draw, scale) for step in range(0, ends + 1, EVERY)])
-    (folder / "experiment_config.yaml").write_text(dump(config("example", seed)))
+    (folder / "experiment_config.yaml").write_text(dump(config(name, seed)))
+    (folder / "equations.txt").write_text(equations_of(name))
     provenance = {
         "git_commit": "0123abc", "python": "3.11.7", "platform": "Linux-6.1-x86_64", "device": "CPU, 1 thread",
         "packages": {"torch": "2.13.0", "numpy": "2.4.6"}, "command_line": ["shearling", "train", name],
-        "hashes": {"config": "c0ffee", "data": "da7a" * 16, "tokenizer": "70ce" * 16},
+        "hashes": {"config": "c0ffee", "data": "da7a" * 16, "tokenizer": "70ce" * 16, "code": ""},
     }  # fmt: skip
     (folder / "provenance.json").write_text(json.dumps(provenance))
     return folder
@@ -155,9 +171,3 @@ def make_comparison(folder: Path, arms: dict[str, Any] = ARMS, *, tuned: bool = 
     }  # fmt: skip
     (folder / "comparison.json").write_text(json.dumps(comparison))
     return folder
-
-
-EQUATIONS = {
-    "preln": "every layer (6)\n  x ← x + Attention(N(x))\n  N(x) = g ⊙ x / √(mean(x²) + 1e-06)\n",
-    "postln": "every layer (6)\n  x ← N(x + Attention(x))\n  N(x) = g ⊙ x / √(mean(x²) + 1e-06)\n",
-}

@@ -8,27 +8,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shearling.data.prepare import prepare
 from shearling.experiments.compare.budgets import equal_budgets
 from shearling.experiments.compare.outcomes import Reading, Result, unigram_loss
 from shearling.experiments.compare.plan import Arm, Plan
 from shearling.experiments.compare.table import render
 from shearling.experiments.compare.tuning import Tuning, tuning_seed
-from shearling.experiments.compare.verdict import compare_arms, comparison, in_words
-from shearling.experiments.statistics import Difference
+from shearling.experiments.compare.verdict import compare_arms, comparison
+from shearling.experiments.compare.words import in_words
+from shearling.experiments.statistics import Difference, independent_difference, paired_difference
 
-FIRST = math.log(300)
+UNIFORM = math.log(300)
 
 
-def result(loss: float | None, seed: int = 0, *, first: float = FIRST, rate: float = 1e-2, **options) -> Result:
+def result(loss: float | None, seed: int = 0, *, rate: float = 1e-2, **options) -> Result:
     """A run of 3,000 tokens and 30 seconds whose loss falls in a straight line; None: it diverged half-way."""
+    first = UNIFORM
     diverged = loss is None
     end = 0.5 if diverged else 1.0
-    curve = [Reading(int(3000 * x), 30 * x, first + ((loss or 3.0) - first) * x) for x in (0, end / 2, end)]
+    curve = [Reading(int(3000 * x), first + ((loss or 3.0) - first) * x) for x in (0, end / 2, end)]
     made = Result(
         seed=seed, learning_rate=rate, folder=f"runs/a/seed-{seed}", outcome="diverged" if diverged else "ok",
         loss=first if diverged else loss, raw_loss=loss, first_loss=first, ceiling=first,
         bits_per_byte=None if diverged else loss / 3, tokens=3000, flops=10**9, seconds=30.0, tokens_per_second=100.0,
-        curve=tuple(curve),
+        seconds_per_token=0.01, curve=tuple(curve),
     )  # fmt: skip
     return replace(made, **options)
 
@@ -48,9 +51,12 @@ def plan(experiment):
     return made
 
 
-def judged(plan: Plan, losses: dict[str, list[float | None]], tunings=None) -> dict:
+def judged(plan: Plan, losses: dict[str, list[float | Result | None]], tunings=None) -> dict:
     results = {
-        name: [result(loss, seed) for loss, seed in zip(own, plan.seeds(arm), strict=True)]
+        name: [
+            each if isinstance(each, Result) else result(each, seed)
+            for each, seed in zip(own, plan.seeds(arm), strict=True)
+        ]
         for (name, own), arm in zip(losses.items(), plan.arms, strict=True)
     }
     found = comparison("made-up", plan, results, tunings or {}, threads=1, jobs=2, warnings=["of before"])
@@ -122,24 +128,84 @@ class TestTheVerdict:
         assert versus["verdict"] == "better by 0.5000 nats (0.5000 to 0.5000), p < 0.0001"
         assert (versus["sd"], versus["p"], versus["smallest_visible"]) == (0, 0, 0)
 
+    def test_tells_what_could_have_been_seen_after_holm(self, plan):
+        losses = {"a": [3.0, 3.1, 3.2], "b": [3.01, 3.09, 3.2], "c": [3.0, 3.12, 3.19]}
+        few = judged(plan("a", "b"), {name: losses[name] for name in "ab"})["arms"][1]["versus"]
+        many = judged(plan("a", "b", "c"), losses)["arms"][1]["versus"]
+        assert many["smallest_visible"] > few["smallest_visible"]
+        assert many["verdict"].endswith(f"could have seen {many['smallest_visible']:.2g} nats")
 
-class TestADivergedRun:
-    def test_counts_as_its_loss_at_initialization_and_is_told(self, plan):
+    def test_pairs_the_arms_that_share_the_baseline_s_seeds(self, plan):
+        losses = {"a": [3.0, 3.1, 3.2], "b": [2.9, 3.05, 3.1], "c": [2.9, 3.05, 3.1]}
+        found = judged(plan("a", "b", "c", seeds=(0, 0, 100)), losses)
+        b, c = (arm["versus"] for arm in found["arms"][1:])
+        assert (found["paired"], b["paired"], c["paired"]) == (False, True, False)
+        assert b["p"] == paired_difference(losses["b"], losses["a"]).p
+        assert c["p"] == independent_difference(losses["c"], losses["a"]).p
+        assert "over 3 seeds, paired and independent samples" in render(found)
+
+
+class TestLossesInAnotherUnit:
+    """Figures stay; there is no verdict, and no other arm's p is adjusted for what was not tested."""
+
+    @pytest.fixture
+    def found(self, plan, experiment, tmp_path):
+        def of(**options) -> dict:
+            two = plan("a", "b")
+            three = replace(two, arms=(*two.arms, Arm("c", experiment(name="c", **options))))
+            return judged(three, {"a": [3.0, 3.1, 3.2], "b": [2.9, 3.05, 3.1], "c": [1.0, 1.1, 1.3]})
+
+        return of
+
+    def check(self, found: dict, why: str) -> None:
+        b, c = (arm["versus"] for arm in found["arms"][1:])
+        assert c["verdict"] == f"no verdict in nats: {why}"
+        assert (c["comparable"], c["p_holm"], c["smallest_visible"]) == (False, None, None)
+        assert c["difference"] < -1
+        assert (b["comparable"], b["p_holm"]) == (True, b["p"])
+        assert "bits per byte: 1.0333 a, 1.0056 b, 0.3778 c" in render(found)
+
+    def test_of_another_objective(self, found):
+        masked = {"model": {"arch": "bert"}, "training": {"objective": {"kind": "masked_token"}}}
+        self.check(found(**masked), "another objective than the baseline's, whose loss measures something else")
+
+    def test_of_another_tokenizer(self, found, tmp_path):
+        (tmp_path / "text.txt").write_text("\n<|endoftext|>\n".join(f"Story {i} is told." for i in range(300)))
+        prepare([str(tmp_path / "text.txt")], tmp_path / "new", vocab_size=290)
+        other = {"data": {"path": str(tmp_path / "new")}}
+        self.check(found(**other), "another tokenizer than the baseline's: compare bits per byte")
+
+
+class TestARunThatFailed:
+    def test_counts_as_a_model_that_knows_nothing_and_is_told_first(self, plan):
         found = judged(plan("a", "b"), {"a": [3.0, 3.1, 3.05], "b": [2.9, None, 2.95]})
         arm = found["arms"][1]
         assert [run["outcome"] for run in arm["runs"]] == ["ok", "diverged", "ok"]
         assert [run["raw_loss"] for run in arm["runs"]] == [2.9, None, 2.95]
-        assert arm["mean"] == pytest.approx((2.9 + FIRST + 2.95) / 3)
-        assert arm["versus"]["verdict"].endswith("; 1 of 3 runs diverged")
+        assert arm["mean"] == pytest.approx((2.9 + UNIFORM + 2.95) / 3)
+        versus = arm["versus"]
+        assert versus["verdict"] == (
+            "1 of 3 runs diverged; of all runs, with losses capped at ln V: not distinguishable at this scale"
+        )
+        assert (versus["capped"], versus["smallest_visible"]) == (True, None)
+        assert versus["p_holm"] == versus["p"] > 0.05
 
     def test_of_the_baseline_is_told_too(self, plan):
         found = judged(plan("a", "b"), {"a": [3.0, None, None], "b": [2.9, 2.9, 2.95]})
-        assert found["arms"][1]["versus"]["verdict"].endswith("; 2 of 3 baseline runs diverged")
+        assert found["arms"][1]["versus"]["verdict"].startswith("2 of 3 baseline runs diverged; of all runs, ")
 
-    def test_in_every_seed_of_both_arms_makes_them_the_same(self, plan):
-        found = judged(plan("a", "b"), {"a": [None] * 3, "b": [None] * 3})
-        assert found["arms"][1]["versus"]["verdict"].startswith("the same loss on every seed; 3 of 3 runs diverged")
-        assert found["budgets"] == []
+    def test_in_every_seed_is_worse_than_one_that_did_not(self, plan):
+        found = judged(plan("a", "b"), {"a": [3.0, 3.01, 3.02], "b": [None] * 3})
+        assert "with losses capped at ln V: worse by 2.69" in found["arms"][1]["versus"]["verdict"]
+
+    def test_in_every_seed_of_both_arms_leaves_no_verdict(self, plan):
+        collapsed = [result(loss, outcome="collapsed") for loss in (5.5, 5.51, 5.52)]
+        versus = judged(plan("a", "b"), {"a": [None] * 3, "b": collapsed})["arms"][1]["versus"]
+        assert versus["verdict"] == (
+            "both failed in every run: 3 of 3 runs collapsed to unigram level, 3 of 3 baseline runs diverged"
+        )
+        assert (versus["p_holm"], versus["smallest_visible"]) == (None, None)
+        assert judged(plan("a", "b"), {"a": [None] * 3, "b": [None] * 3})["budgets"] == []
 
 
 class TestTheFile:
@@ -150,9 +216,33 @@ class TestTheFile:
         assert found["recipe"]["training.steps"] == 12
         assert not {"model.norm.eps", "name", "output_dir", "seed"} & found["recipe"].keys()
         assert (found["baseline"], found["seeds"], found["paired"]) == ("a", [0, 1, 2], True)
+        assert found["ceiling"] == UNIFORM
         assert found["warnings"][0] == "of before"
         assert "tuned for none" in found["warnings"][1]
         assert found["arms"][0]["versus"] is None
+
+    @pytest.mark.parametrize(
+        ("options", "same"),
+        [
+            ({"model": {"norm": {"kind": "layernorm"}}}, True),
+            ({"training": {"optimizer": {"learning_rate": 3e-3}}}, True),
+            ({"model": {"d_model": 64}}, False),
+            ({"data": {"mask_documents": True}}, False),
+            ({"model": {"norm": {"kind": "layernorm"}}, "seed": 9}, False),
+        ],
+    )
+    def test_tells_whether_runs_of_one_seed_begin_alike(self, experiment, options, same):
+        arms = (Arm("a", experiment()), Arm("b", experiment(**options)))
+        found = judged(Plan(arms, "a", 2, None, ()), {"a": [3.0, 3.1], "b": [2.9, 3.2]})
+        assert found["same_start"] == same
+
+    def test_warns_of_runs_that_did_not_go_at_one_speed(self, plan):
+        slow = [result(2.9, seed, seconds_per_token=0.01 * (1 + 0.06 * seed)) for seed in range(3)]
+        warnings = judged(plan("a", "b"), {"a": [3.0, 3.1, 3.2], "b": slow})["warnings"]
+        assert warnings[-1] == (
+            "b: its runs went at 89 to 100 tokens/s, with --jobs 2: losses at equal seconds are rough"
+        )
+        assert not any(warning.startswith("a: ") for warning in warnings)
 
     def test_holds_the_tuning_of_each_arm(self, plan):
         tuned = plan("a", "b", grid=())
@@ -166,7 +256,7 @@ class TestTheFile:
         assert any(warning.startswith("b: the best learning rate, 0.002,") for warning in found["warnings"])
 
     def test_is_read_as_a_table(self, plan):
-        text = render(judged(plan("a", "longer"), {"a": [3.0, 3.1, 3.2], "longer": [2.9, None, 3.0]}))
+        text = render(judged(plan("a", "longer"), {"a": [3.0, 3.1, 3.2], "longer": [2.9, 2.95, 3.0]}))
         lines = text.splitlines()
         assert lines[0] == "made-up: against a"
         assert lines[1].startswith("  longer  ")
@@ -189,11 +279,23 @@ class TestEqualBudgets:
             assert found[kind].losses == pytest.approx({"a": 3.1, "b": 2.1})
 
     def test_read_the_longer_runs_between_their_evaluations(self, plan):
-        slow = result(3.0, curve=(Reading(0, 0, 6.0), Reading(1500, 40, 4.0), Reading(3000, 60, 3.0)))
+        slow = result(3.0, seconds_per_token=0.02, curve=(Reading(0, 6.0), Reading(2000, 4.0), Reading(3000, 3.0)))
         found = self.budgets(plan, a=[result(3.5)], b=[slow])
         assert (found["seconds"].at, found["seconds"].mid_run) == (30, True)
-        assert found["seconds"].losses == pytest.approx({"a": 3.5, "b": min(FIRST, 6.0 - 2.0 * 30 / 40)})
+        assert found["seconds"].losses == pytest.approx({"a": 3.5, "b": 6.0 - 2.0 * 30 / 40})
         assert not found["tokens"].mid_run
+
+    def test_take_an_arm_s_median_speed_that_no_lucky_run_sets(self, plan):
+        lucky = [result(3.0, seconds_per_token=pace) for pace in (0.0001, 0.01, 0.0101)]
+        found = self.budgets(plan, a=[result(3.5)] * 3, b=lucky)
+        assert (found["seconds"].at, found["seconds"].mid_run) == (30, False)
+
+    def test_count_the_seconds_of_a_random_warm_up(self, experiment):
+        arms = [Arm("a", experiment()), Arm("b", experiment(random_warmup={"kind": "gaussian", "steps": 6}))]
+        found = equal_budgets({"a": [result(3.0)], "b": [result(3.0)]}, {arm.name: arm.resolved for arm in arms})
+        seconds = next(each for each in found if each.kind == "seconds")
+        assert (seconds.at, seconds.mid_run) == (30, True)
+        assert seconds.losses["b"] == pytest.approx(UNIFORM + (3.0 - UNIFORM) * (3000 - 6 * 256) / 3000)
 
     def test_count_the_flops_of_a_random_warm_up(self, experiment):
         plain, warmed = (
@@ -205,12 +307,12 @@ class TestEqualBudgets:
         flops = next(each for each in found if each.kind == "flops")
         assert flops.at == 3000 * plain.resolved.flops_per_token
         spent = flops.at / plain.resolved.flops_per_token - 6 * 256
-        assert flops.losses["b"] == pytest.approx(FIRST + (3.0 - FIRST) * spent / 3000)
+        assert flops.losses["b"] == pytest.approx(UNIFORM + (3.0 - UNIFORM) * spent / 3000)
 
     def test_count_a_diverged_run_at_its_ceiling_behind_its_end(self, plan):
         found = self.budgets(plan, a=[result(3.0)], b=[result(None)])
         assert found["tokens"].at == 3000
-        assert found["tokens"].losses == pytest.approx({"a": 3.0, "b": FIRST})
+        assert found["tokens"].losses == pytest.approx({"a": 3.0, "b": UNIFORM})
 
 
 class TestTuning:

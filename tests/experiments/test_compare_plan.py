@@ -58,8 +58,12 @@ class TestArguments:
             (lambda arms: [arms[0], f"a b={arms[1]}"], "no name of an arm"),
             (lambda arms: [arms[0], f"../x={arms[1]}"], "no name of an arm"),
             (lambda arms: [*arms, "output_dir=x"], "--out"),
+            (lambda arms: [*arms, "name=x"], r"^name: (?s:.*)x=CONFIG"),
+            (lambda arms: [*arms, "vocab_size=200"], r"model\.vocab_size 200 is smaller than the 300"),
             (lambda arms: [*arms, "missing.yaml"], "missing.yaml"),
             (lambda arms: [*arms, "training.stepz=5"], "did you mean"),
+            (lambda arms: [*arms, "placement=post"], r'a map, not "post": write placement\.kind=post$'),
+            (lambda arms: [*arms, "norm=my.module:Own"], r"write norm\.kind=my\.module:Own$"),
         ],
     )
     def test_that_make_no_comparison_are_refused(self, arms, change, message):
@@ -75,6 +79,7 @@ class TestArguments:
             ({"tune": "lr", "grid": "1e-3,high"}, "separated by commas"),
             ({"tune": "lr", "grid": "1e-3,-1"}, "greater than zero"),
             ({"over": ["training.shedule"]}, r"did you mean training\.schedule"),
+            ({"over": ["lr"]}, r"did you mean training\.optimizer\.learning_rate\?"),
             ({"over": ["zzz"]}, "no such option$"),
             ({"over": ["kind"]}, "write more of the name"),
         ],
@@ -144,6 +149,12 @@ class TestControls:
         assert [arm.name for arm in alone.arms][1:] == [
             "iid_shifted-none", "iid_shifted-real", "iid_shifted-moments",
         ]  # fmt: skip
+
+    def test_are_what_the_warmed_arm_is_tested_against(self, write, arms):
+        warmed = write("warmed", random_warmup={"kind": "gaussian", "steps": 3})
+        assert make_plan([arms[0], warmed], controls=control_arms).baseline == "warmed"
+        assert make_plan([arms[0], warmed], controls=control_arms, baseline="rms").baseline == "rms"
+        assert make_plan([arms[0], warmed]).baseline == "rms"
 
     def test_that_no_arm_calls_for_are_refused(self, arms):
         with pytest.raises(UserError, match=r"^--controls"):

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from shearling.errors import Interrupted, UserError
 from shearling.experiments.compare import compare, make_plan, runs
 from shearling.experiments.compare.plan import Arm
 from shearling.experiments.compare.tasks import make_task, position, work_done
-from shearling.training import loop
+from shearling.training import loop, run_folder
 from shearling.training.run_folder import RunFolder, read_json
 
 
@@ -112,6 +113,28 @@ class TestAComparison:
         assert not any("seeds were added" in warning for warning in first["warnings"])
         assert any("seeds were added after a verdict over 1:" in warning for warning in more["warnings"])
 
+    def test_says_that_a_verdict_over_more_seeds_or_against_another_arm_had_been_seen(self, arms):
+        first, _ = compare(make_plan(arms, seeds=2))
+        again, _ = compare(make_plan(arms, seeds=2))
+        assert not any("earlier verdict" in warning for warning in (*first["warnings"], *again["warnings"]))
+        fewer, _ = compare(make_plan(arms, seeds=1))
+        assert any("earlier verdict was over more seeds, 2:" in warning for warning in fewer["warnings"])
+        other, _ = compare(make_plan(arms, seeds=2, baseline="layernorm"))
+        assert any("earlier verdict was against rmsnorm:" in warning for warning in other["warnings"])
+
+    def test_warns_of_runs_from_code_that_no_commit_holds(self, arms, monkeypatch):
+        for commit, dirty in (("abc", False), ("abc-dirty", True), (None, False)):
+            monkeypatch.setattr(run_folder, "_git_commit", lambda commit=commit: commit)
+            judged, _ = compare(make_plan(arms, seeds=1), Path(f"out-{commit}"))
+            assert any("2 of 2 runs come from code with" in warning for warning in judged["warnings"]) == dirty
+
+    def test_takes_a_home_folder_that_the_shell_did_not_see(self, arms, monkeypatch, tmp_path):
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        _, out = compare(make_plan(arms, seeds=1), Path("~/out"))
+        assert out == tmp_path / "home" / "out"
+        with pytest.raises(UserError, match="no such home folder"):
+            compare(make_plan(arms, seeds=1), Path("~nobody-of-this-name/out"))
+
     def test_tells_of_arms_that_it_leaves_out(self, arms, experiment, tmp_path):
         third = tmp_path / "third.yaml"
         third.write_text(dump(experiment(name="third", model={"norm": {"kind": "scalenorm"}})))
@@ -132,19 +155,19 @@ class TestAComparison:
         assert {run["outcome"] for run in arm["runs"]} == {"diverged"}
         for run in arm["runs"]:
             assert run["raw_loss"] is None
-            assert run["loss"] == run["first_loss"]
+            assert run["loss"] == judged["ceiling"] == math.log(300)
             assert read_json(out / run["folder"] / "results.json")["outcome"] == "diverged"
         assert arm["versus"]["difference"] > 1
-        assert arm["versus"]["verdict"].endswith("2 of 2 runs diverged")
+        assert arm["versus"]["verdict"].startswith("2 of 2 runs diverged; ")
         assert compare(plan)[0]["arms"] == judged["arms"]
         assert times(out) == before
 
-    def test_caps_a_loss_above_initialization_and_calls_it_collapsed(self, arms, experiment, tmp_path):
+    def test_caps_a_loss_above_that_of_knowing_nothing_and_calls_it_collapsed(self, arms, experiment, tmp_path):
         wild = tmp_path / "wild.yaml"
         wild.write_text(dump(experiment(name="wild", training={"optimizer": {"learning_rate": 3.0}})))
         judged, _ = compare(make_plan([arms[0], str(wild)], seeds=1, over=["learning_rate"]))
         (run,) = judged["arms"][1]["runs"]
-        assert run["raw_loss"] > run["first_loss"] == run["loss"]
+        assert run["raw_loss"] > run["loss"] == judged["ceiling"]
         assert run["outcome"] == "collapsed"
 
     def test_tunes_each_arm_and_goes_on_at_its_best(self, arms):
@@ -302,12 +325,23 @@ class TestTheCommand:
         status, text, err = self.run(*arms, "--seeds", "2", "--steps", "4", "clip=0.5")
         assert status == 0, err
         assert text.startswith("rmsnorm-layernorm: against rmsnorm\n  layernorm  ")
-        assert "comparison: outputs/compare/rmsnorm-layernorm/comparison.json" in text
+        assert text.endswith("\n\nreport: outputs/compare/rmsnorm-layernorm/report.html\n")
+        assert "2 arms × seeds 0, 1; " in err
         assert "layernorm, seed 1: loss " in err
-        status, text, _ = self.run(*arms, "--seeds", "2", "--steps", "4", "clip=0.5", "--json")
+        status, text, err = self.run(*arms, "--seeds", "2", "--steps", "4", "clip=0.5", "--json")
         assert status == 0
+        assert err.endswith("report: outputs/compare/rmsnorm-layernorm/report.html\n")
         judged = json.loads(text)
         assert (judged["recipe"]["training.steps"], judged["recipe"]["training.clip"]) == (4, 0.5)
+
+    @pytest.mark.usefixtures("quick")
+    def test_has_printed_everything_when_the_report_cannot_be_written(self, arms, tmp_path):
+        (tmp_path / "out" / "report.html").mkdir(parents=True)
+        status, text, err = self.run(*arms, "--seeds", "1", "--steps", "4", "--out", str(tmp_path / "out"))
+        assert status == 2
+        assert "rmsnorm-layernorm" not in text
+        assert "unigram loss" in text
+        assert "the report cannot be written" in err
 
     def test_names_each_key_in_which_the_arms_must_not_differ(self, arms):
         Path(arms[1]).write_text(Path(arms[1]).read_text().replace("n_layers: 2", "n_layers: 3"))

@@ -15,6 +15,7 @@ from shearling.experiments.report.data import (
     SingleRun,
     band,
     diagnostic_names,
+    is_paired,
     measured,
     outcomes,
     read,
@@ -48,12 +49,20 @@ class TestABandOfCurves:
         assert found.x.tolist() == [0, 5, 10]
         assert found.mean.tolist() == [4, 2, 1]
 
-    def test_is_none_where_nothing_was_evaluated(self):
-        assert band([evaluated()]) is None
+    def test_counts_the_runs_that_were_never_evaluated(self):
+        found = band([evaluated(), evaluated((0, 6), (10, 3))])
+        assert (len(found.curves), found.of) == (1, 2)
+        nothing = band([evaluated()])
+        assert (nothing.curves, nothing.of, len(nothing.x)) == ((), 1, 0)
+
+    def test_has_no_mean_where_the_runs_have_no_tokens_in_common(self):
+        found = band([evaluated((200, 3), (400, 2)), evaluated((0, 6), outcome="diverged")])
+        assert len(found.x) == len(found.mean) == 0
+        assert len(found.curves) == 2
 
     def test_leaves_out_what_was_not_finite(self):
         run = Run(None, "ok", [{"step": 0, "tokens": 0, "validation_loss": 3.0}, {"step": 1, "tokens": 9}], [], {})
-        assert band([run]).x.tolist() == [0]
+        assert band([run, evaluated((0, 3.0), (9, math.nan))]).x.tolist() == [0]
 
 
 class TestADiagnostic:
@@ -76,9 +85,15 @@ class TestADiagnostic:
         found = measured([diagnosed({"step": 0, "a": None}, {"step": 1, "a": [1, 2]})], "a")
         assert np.isnan(found.mean).tolist() == [[True, True], [False, False]]
 
-    def test_that_nobody_measured_is_none(self):
-        assert measured([diagnosed({"step": 0, "a": 1})], "b") is None
-        assert measured([diagnosed({"step": 0, "a": 1}), diagnosed({"step": 1, "a": 1})], "a") is None
+    def test_tells_how_many_seeds_measured_it(self):
+        found = measured([diagnosed({"step": 0, "a": 1}), diagnosed()], "a")
+        assert (found.steps.tolist(), found.seeds, found.of) == ([0], 1, 2)
+
+    def test_is_empty_where_nobody_measured_it_or_at_no_common_step(self):
+        nobody = measured([diagnosed({"step": 0, "a": 1})], "b")
+        assert (len(nobody.steps), nobody.seeds, nobody.of) == (0, 0, 1)
+        apart = measured([diagnosed({"step": 0, "a": 1}), diagnosed({"step": 1, "a": 1})], "a")
+        assert (len(apart.steps), apart.seeds, apart.of) == (0, 2, 2)
 
     def test_names_are_told_apart_into_layered_and_scalar(self):
         run = diagnosed({"step": 0, "tokens": 1, "a": None, "s": 1}, {"step": 1, "tokens": 2, "a": [1], "s": None})
@@ -118,6 +133,15 @@ class TestReading:
         assert all(run.metrics == [] == run.diagnostics for arm in read(tmp_path).arms for run in arm.runs)
 
 
+def test_a_comparison_needs_no_more_than_its_first_version_had(tmp_path):
+    found = read(make_comparison(tmp_path))
+    for arm in found.figures["arms"]:
+        assert "paired" not in (arm["versus"] or {})
+    assert [is_paired(found, arm) for arm in found.arms] == [True] * 4
+    found.arms[2].figures["versus"]["paired"] = False
+    assert [is_paired(found, arm) for arm in found.arms] == [True, True, False, True]
+
+
 class TestARefusal:
     def test_of_a_folder_of_neither_sort_says_what_to_give(self, tmp_path):
         with pytest.raises(UserError, match=r"neither comparison\.json nor experiment_config\.yaml: give the folder"):
@@ -131,7 +155,33 @@ class TestARefusal:
 
     def test_of_another_version_says_to_run_again(self, tmp_path):
         (tmp_path / "comparison.json").write_text(json.dumps({"kind": "comparison", "version": 2}))
-        with pytest.raises(UserError, match="run the same `shearling compare` again"):
+        with pytest.raises(UserError, match="of version 2, not 1: run the same `shearling compare` again"):
+            read(tmp_path)
+
+    @pytest.mark.parametrize(
+        "place",
+        [
+            ("name",), ("arms",), ("budgets",), ("arms", 0, "runs"), ("arms", 1, "versus", "verdict"),
+            ("arms", 1, "runs", 2, "loss"), ("arms", 0, "tuning", "points"), ("budgets", 1, "losses"),
+        ],
+        ids=str,
+    )  # fmt: skip
+    @pytest.mark.parametrize("spoil", [lambda part, key: part.pop(key), lambda part, key: part.update({key: object})])
+    def test_of_a_comparison_without_a_key_names_the_key(self, tmp_path, place, spoil):
+        make_comparison(tmp_path)
+        figures = part = json.loads((tmp_path / "comparison.json").read_text())
+        for key in place[:-1]:
+            part = part[key]
+        spoil(part, place[-1])
+        (tmp_path / "comparison.json").write_text(json.dumps(figures, default=lambda _: [[None]]))
+        with pytest.raises(UserError, match=rf"comparison\.json: {'.'.join(map(str, place))}.*: run the same"):
+            read(tmp_path)
+
+    def test_of_a_baseline_that_is_no_arm(self, tmp_path):
+        make_comparison(tmp_path)
+        text = (tmp_path / "comparison.json").read_text()
+        (tmp_path / "comparison.json").write_text(text.replace('"baseline": "preln"', '"baseline": "prenl"'))
+        with pytest.raises(UserError, match="baseline: prenl is none of the arms"):
             read(tmp_path)
 
     @pytest.mark.parametrize("file", ["metrics.jsonl", "diagnostics.jsonl"])

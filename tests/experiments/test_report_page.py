@@ -2,52 +2,33 @@
 
 import base64
 import json
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from report_example import ARMS, EQUATIONS, make_comparison, make_results, make_run
+from report_example import ARMS, equations_of, make_comparison, make_results, make_run
+from report_reader import Page
 
 from shearling.cli import main
 from shearling.errors import UserError
 from shearling.experiments import report
-from shearling.experiments.equations import model_equations
 from shearling.experiments.report import write_report
 from shearling.experiments.report.data import read
+from shearling.experiments.report.executed import Executed
 from shearling.experiments.report.markup import Html, element, number, probability, table
 from shearling.experiments.report.page import POLICY, comparison_page, run_page
-from shearling.experiments.report.sections import word
+from shearling.experiments.report.sections import lead, word
 
 HOSTILE = """</style></pre><script>hacked=1</script><img src=x onerror="hacked=1">'&"""
+EQUATIONS = {
+    "preln": [Executed("every layer (6)\n  x ← x + Attention(N(x))\n  N(x) = g ⊙ x / √(mean(x²) + 1e-06)")],
+    "postln": [Executed("every layer (6)\n  x ← N(x + Attention(x))\n  N(x) = g ⊙ x / √(mean(x²) + 1e-06)")],
+}
 NO_PICTURES = {"loss_curves": [], "differences": [], "learning_rates": [], "diagnostics": []}
 TAGS = {
     "html", "head", "meta", "title", "style", "body", "main", "section", "article", "div", "span", "h1", "h2", "h3",
     "p", "strong", "ul", "li", "table", "thead", "tbody", "tr", "th", "td", "figure", "picture", "source", "img", "pre",
     "mark", "details", "summary",
 }  # fmt: skip
-
-
-class Page(HTMLParser):
-    """A page taken apart: its tags with their attributes, and its text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.pieces: list[str] = []
-        self.feed(text)
-        self.close()
-        self.text = " ".join("".join(self.pieces).split())
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag in ("td", "th", "h1", "h2", "h3", "p", "li", "tr", "pre", "summary"):
-            self.pieces.append(" ")
-
-    def handle_data(self, data):
-        self.pieces.append(data)
-
-    def values(self, attribute: str) -> list[str]:
-        return [attributes[attribute] for _, attributes in self.tags if attribute in attributes]
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +82,10 @@ class TestAComparisonsPage:
         ):  # fmt: skip
             assert words in page.text
 
-    def test_shows_what_the_models_execute(self, folder, page):
-        executed = model_equations(read(folder).arms[0].runs[0].spec().model)
-        assert " ".join(executed.split()) in page.text
+    def test_shows_under_each_arm_what_its_own_model_executes(self, page):
+        assert len({equations_of(name) for name in ARMS}) == len(ARMS)
+        for name in ARMS:
+            assert f" {name} {equations_of(name)}" in page.whole
 
     def test_describes_every_picture_in_words(self, page):
         images = [attributes for tag, attributes in page.tags if tag == "img"]
@@ -149,7 +131,7 @@ class TestWhatIsNotThere:
         (tmp_path / "runs").rename(tmp_path / "elsewhere")
         text = Page(write_report(tmp_path).read_text()).text
         assert "better by 0.039" in text
-        assert "not known: " in text
+        assert text.count("not recorded: ") == 4
         assert "Loss curves" not in text
 
     def test_of_chance_with_one_seed_is_said(self, tmp_path):
@@ -161,7 +143,7 @@ class TestWhatIsNotThere:
                 unknown = dict.fromkeys(("low", "high", "p", "p_holm", "sd", "smallest_visible"))
                 arm["versus"] |= {**unknown, "verdict": "one seed says nothing of chance"}
         (tmp_path / "comparison.json").write_text(json.dumps(figures))
-        text = without_pictures(tmp_path).text
+        text = Page(write_report(tmp_path).read_text()).text
         assert "? no verdict: one seed says nothing of chance" in text
         assert "postln 2.3490 – +0.0480 – – – " in text
 
@@ -170,6 +152,47 @@ def test_equations_are_marked_where_the_baseline_has_none_such(folder):
     text = comparison_page(read(folder), NO_PICTURES, EQUATIONS)
     assert "<mark>  x ← N(x + Attention(x))</mark>" in text
     assert text.count("<mark>") == 1
+    unknown = comparison_page(read(folder), NO_PICTURES, {**EQUATIONS, "preln": [Executed("", "not recorded")]})
+    assert "<mark>" not in unknown
+
+
+class TestTheSeedsAreSaid:
+    @pytest.mark.parametrize(
+        ("figures", "own", "words"),
+        [
+            ({}, [], "seeds 0, 1, 2, paired by seed · loss"),
+            ({"same_start": False}, [], "seeds 0, 1, 2, paired by seed · loss"),
+            ({"same_start": True}, [], "seeds 0, 1, 2, paired: the same initial tensors and batches · loss"),
+            ({"paired": False}, [], "3 seeds for each arm, of its own: not paired · loss"),
+            ({"paired": False}, ["postln"], "seeds 0, 1, 2, paired by seed, but for postln with seeds of its own"),
+        ],
+    )
+    def test_as_paired_only_where_and_as_far_as_they_are(self, folder, figures, own, words):
+        found = read(folder)
+        found.figures.update(figures)
+        for arm in found.arms[1:] if own else ():
+            arm.figures["versus"]["paired"] = arm.name not in own
+        assert words in lead(found)
+
+
+def test_a_comparison_with_failed_runs_bears_what_is_not_known(tmp_path):
+    make_comparison(tmp_path)
+    figures = json.loads((tmp_path / "comparison.json").read_text())
+    words = {
+        "postln": "1 of 3 runs diverged; of all runs, with losses capped at ln V: worse by 0.048 nats",
+        "peri_ln": "both failed in every run: 3 of 3 runs diverged, 3 of 3 baseline runs diverged",
+        "custom_norm": "no verdict in nats: other tokenizers; compare bits per byte",
+    }
+    for arm in figures["arms"][1:]:
+        arm["versus"] |= {"smallest_visible": None, "paired": True, "verdict": words[arm["name"]]}
+        if arm["name"] != "postln":
+            arm["versus"]["p_holm"] = None
+    (tmp_path / "comparison.json").write_text(json.dumps(figures))
+    text = Page(write_report(tmp_path).read_text()).text
+    assert f"postln ✗ worse: {words['postln']}" in text
+    assert f"peri_ln ? no verdict: {words['peri_ln']}" in text
+    assert f"custom_norm ? {words['custom_norm']}" in text
+    assert "+0.0310 to +0.0650 0.008 – 2 ok, 1 diverged" in text
 
 
 class TestASingleRunsPage:
@@ -187,13 +210,13 @@ class TestASingleRunsPage:
 
     def test_says_that_a_run_has_not_ended(self, tmp_path):
         make_run(tmp_path, "solo", 2.3)
-        assert "has not ended" in Page(run_page(read(tmp_path), NO_PICTURES, None)).text
+        assert "has not ended" in Page(run_page(read(tmp_path), NO_PICTURES, [])).text
 
     def test_says_that_a_run_diverged(self, tmp_path):
         make_results(make_run(tmp_path, "solo", 2.3))
         results = json.loads((tmp_path / "results.json").read_text())
         (tmp_path / "results.json").write_text(json.dumps(results | {"outcome": "diverged", "loss": None}))
-        text = Page(run_page(read(tmp_path), NO_PICTURES, None)).text
+        text = Page(run_page(read(tmp_path), NO_PICTURES, [])).text
         assert "✗ Diverged" in text
         assert "(nats per token) 7.6200 –" in text
 
@@ -217,7 +240,7 @@ class TestHostileTexts:
             path.write_text(json.dumps(hostile(json.loads(path.read_text()))))
         found = read(tmp_path)
         album = NO_PICTURES | {"differences": report.differences(found), "loss_curves": report.loss_curves(found)}
-        text = comparison_page(found, album, {arm.name: HOSTILE for arm in found.arms})
+        text = comparison_page(found, album, {arm.name: [Executed(HOSTILE, HOSTILE)] for arm in found.arms})
         page = Page(text)
         assert {tag for tag, _ in page.tags} <= TAGS
         assert page.values("onerror") == []

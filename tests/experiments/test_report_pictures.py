@@ -9,11 +9,12 @@ import pytest
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from PIL import Image
-from report_example import ARMS, STEPS, make_comparison
+from report_example import ARMS, STEPS, make_comparison, write_lines
 
 from shearling.experiments.report.charts import differences, learning_rates, loss_curves, training_curve
-from shearling.experiments.report.data import Arm, Run, read
+from shearling.experiments.report.data import Arm, Comparison, Run, read
 from shearling.experiments.report.maps import diagnostics
+from shearling.experiments.report.page import _figure
 from shearling.experiments.report.pictures import DARK, LIGHT, Picture, look, png, scaled, svg
 
 
@@ -26,6 +27,12 @@ def drawn(picture: Picture, theme=LIGHT) -> Figure:
     figure = Figure(layout="constrained")
     picture.draw(figure, theme)
     return figure
+
+
+def texts(figure: Figure) -> list[str]:
+    """Names in legends and above panels."""
+    legends = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    return legends + [axes.get_title() for axes in figure.axes]
 
 
 def by_title(pictures: list[Picture], title: str) -> Picture:
@@ -51,6 +58,14 @@ class TestTheDifferences:
 
     def test_are_told_in_the_words_for_those_who_cannot_see(self, comparison):
         assert "postln +0.0480 (+0.0310 to +0.0650)" in differences(comparison)[0].alt
+
+    def test_are_drawn_without_what_is_not_known(self, tmp_path):
+        found = read(make_comparison(tmp_path))
+        for arm in found.arms[1:]:
+            arm.figures["versus"] |= {"smallest_visible": None, "paired": arm.name == "postln"}
+        axes = drawn(differences(found)[0]).axes[0]
+        assert not axes.patches
+        assert [len(line.get_xdata()) for line in axes.lines if line.get_marker() == "|"] == [3, 0, 0]
 
 
 class TestTheLossCurves:
@@ -80,12 +95,67 @@ class TestTheLossCurves:
         assert training_curve(Run(None, "ok", [], [], {})) == []
 
 
+class TestNoRunIsDroppedSilently:
+    def spoiled(self, folder, *runs: tuple[int, list[dict]]):
+        """A comparison of two arms; of the second, these seeds have these metrics and diagnostics instead."""
+        make_comparison(folder, dict(list(ARMS.items())[:2]), tuned=False)
+        for seed, lines in runs:
+            for name in ("metrics", "diagnostics"):
+                write_lines(folder / "runs" / "postln" / f"seed-{seed}" / f"{name}.jsonl", lines)
+        return read(folder)
+
+    def test_where_a_run_left_nothing_to_draw(self, tmp_path):
+        found = self.spoiled(tmp_path, (1, []))
+        for picture in [*loss_curves(found), *diagnostics(found.arms)]:
+            assert "postln (2 of 3 seeds)" in texts(drawn(picture))
+            assert "(2 of 3 seeds)" in picture.alt
+
+    def test_where_no_run_of_an_arm_left_anything(self, tmp_path):
+        found = self.spoiled(tmp_path, (0, []), (1, []), (2, []))
+        for picture in loss_curves(found):
+            assert "postln (0 of 3 seeds)" in texts(drawn(picture))
+            assert "postln has no curve" in picture.alt
+        for picture in diagnostics(found.arms):
+            drawn(picture)
+            assert picture.note == "Not drawn: postln (measured by 0 of 3 seeds)."
+            assert picture.note in picture.alt
+            assert picture.note in _figure(picture)
+
+    def test_where_the_runs_have_no_tokens_and_no_step_in_common(self, tmp_path):
+        late = [{"step": s, "tokens": s * 8192, "validation_loss": 3 - s / 400, "log_z": 1.0} for s in (200, 400)]
+        early = [{"step": 0, "tokens": 0, "validation_loss": 7.6, "log_z": 1.0}]
+        found = self.spoiled(tmp_path, (0, late), (1, late), (2, early))
+        for picture in loss_curves(found):
+            figure = drawn(picture)
+            assert "postln has no mean, since its 3 runs have no tokens in common" in picture.alt
+            ends = [line.get_xdata()[-1] for line in figure.axes[0].lines if len(line.get_xdata())]
+            assert {0, 400 * 8192 / 1e6} <= {round(float(end), 6) for end in ends}
+        log_z = by_title(diagnostics(found.arms), "Log Z (nats)")
+        assert log_z.note == "Not drawn: postln (no step in common to its seeds)."
+
+    def test_where_a_run_has_but_one_evaluation(self, tmp_path):
+        first = [{"step": 0, "tokens": 0, "validation_loss": 7.6}]
+        found = self.spoiled(tmp_path, *((seed, first) for seed in range(3)))
+        only = Comparison(found.folder, found.figures, found.arms[1:])
+        for picture in loss_curves(only):
+            low, high = drawn(picture).axes[0].get_xlim()
+            assert low < 0 < high
+
+
 class TestTheLearningRates:
     def test_stand_on_a_logarithmic_axis_with_the_best_ringed(self, comparison):
         axes = drawn(learning_rates(comparison)[0]).axes[0]
         assert axes.get_xscale() == "log"
         rings = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
-        assert [ring.get_xdata()[0] for ring in rings] == [2e-3] * 4
+        assert [ring.get_xdata()[ring.get_markevery()].tolist() for ring in rings] == [[2e-3]] * 4
+
+    def test_are_ringed_where_the_arm_was_trained_even_if_another_lay_lower(self, tmp_path):
+        found = read(make_comparison(tmp_path))
+        for arm in found.arms:
+            arm.figures["learning_rate"] = 5e-4
+        axes = drawn(learning_rates(found)[0]).axes[0]
+        rings = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
+        assert [ring.get_xdata()[ring.get_markevery()].tolist() for ring in rings] == [[5e-4]] * 4
 
     def test_that_diverged_are_crossed_above_all_others(self, comparison):
         axes = drawn(learning_rates(comparison)[0]).axes[0]

@@ -89,9 +89,27 @@ class TestTheSmallestVisibleEffect:
         assert found == pytest.approx(0.8, abs=4 * math.sqrt(0.16 / repetitions))
 
     @pytest.mark.parametrize("freedom", [1, 1.05, 2.7, 29, 5000])
-    def test_exists_for_any_degrees_of_freedom(self, freedom):
-        normal = stats.norm.ppf(0.8) + stats.norm.ppf(0.975)
-        assert smallest_visible(1.0, freedom) >= normal * (1 - 1e-6)
+    @pytest.mark.parametrize("level", [0.05, 0.05 / 40])
+    def test_exists_for_any_degrees_of_freedom(self, freedom, level):
+        normal = stats.norm.ppf(0.8) + stats.norm.isf(level / 2)
+        assert smallest_visible(1.0, freedom, level=level) >= normal * (1 - 1e-6)
+
+    @pytest.mark.parametrize("test", [paired_difference, independent_difference])
+    def test_grows_with_the_comparisons_that_share_the_level(self, test):
+        arm, baseline = (3 + 0.1 * draws(0, 2, 5)).tolist()
+        alone, among = test(arm, baseline), test(arm, baseline, 4)
+        assert among.smallest_visible > alone.smallest_visible
+        assert (among.low, among.high, among.p) == (alone.low, alone.high, alone.p)
+
+    def test_is_found_after_holm_in_80_of_100_though_no_other_arm_differs(self):
+        """The worst case of Holm's: the one true difference is tested at the level divided by all comparisons."""
+        n, arms, repetitions = 5, 4, 4000
+        effect = smallest_visible(0.01 / math.sqrt(n), n - 1, level=0.05 / arms)
+        pairs = 0.01 * draws(1, repetitions, arms, n)
+        pairs[:, 0] += effect
+        p_values = stats.ttest_1samp(pairs, 0, axis=2).pvalue
+        found = sum(holm(row)[0] < 0.05 for row in p_values.tolist()) / repetitions
+        assert 0.8 - 4 * math.sqrt(0.16 / repetitions) < found < 0.85
 
 
 class TestHolmsAdjustment:

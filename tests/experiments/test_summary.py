@@ -45,6 +45,15 @@ def test_the_data_are_json_and_hold_the_text_s_figures():
     assert memory.pop("total") == sum(memory.values())
 
 
+def test_the_data_hold_all_that_the_text_says_of_the_equations():
+    summary = summarize(PRELN, ["n_layers=16", "model.init=depth", "placement.kind=lns"])
+    groups = {group["of"]: group["lines"] for group in as_data(summary)["equations"]}
+    assert list(groups) == ["before the layers", "every layer (16)", "after the layers", "at first"]
+    (line,) = [line for line in groups["at first"] if line.startswith("W_q")]
+    assert line.endswith("0.005164, 0.005, layer by layer")
+    assert "0.01414 in the second … 0.005 in the last" in render(summary)
+
+
 def test_a_random_warm_up_is_listed_apart_from_the_horizon():
     plain = render(summarize(PRELN))
     text = render(summarize(PRELN, ["random_warmup={kind: dyck, steps: 300, schedule: continue}"]))

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from shearling.config.places import Options, choose, mend, nearest, options_at
-from shearling.config.spec import Spec, kinds
+from shearling.config.spec import Spec, kinds, tag
 from shearling.config.tree import DEFAULT, Tree, dotted, origin
 
 Place = tuple[str | int, ...]
@@ -74,6 +74,9 @@ def _explain(
         return place, f"unknown key: {mend(schema, keys, options, holder)}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         known = [str(each) for spec in options_at(holder, keys[-1]) for each in kinds(spec)]
+        if isinstance(given := finding["input"], str):
+            meant = given if tag(given) in known else nearest(given, known) or known[0]
+            return place, f"should be a map{_instead(given)}: write {keys[-1]}.kind={meant}"
         return (*place, "kind"), _one_of(known, context.get("tag"))
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", context["expected"])

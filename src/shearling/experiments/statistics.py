@@ -25,8 +25,9 @@ class Difference:
         low, high: 95 % interval of it; None with one seed.
         p: of the two-sided test that it is zero; None with one seed.
         sd: of one pair's difference; None with one seed.
-        smallest_visible: the smallest true difference that this test would have called different, at 5 % alone, in 80 %
-            of such comparisons; None with one seed.
+        smallest_visible: the smallest true difference that this test would have called different in 80 % of such
+            comparisons, at LEVEL divided by the number of comparisons: the worst step of Holm's, so that the figure
+            holds whatever the other arms turn out to be; None with one seed.
     """
 
     n: int
@@ -38,27 +39,34 @@ class Difference:
     smallest_visible: float | None = None
 
 
-def paired_difference(arm: Sequence[float], baseline: Sequence[float]) -> Difference:
-    """The paired t test, its interval and its resolution; the i-th of both share seed, initial tensors and batches."""
+def paired_difference(arm: Sequence[float], baseline: Sequence[float], comparisons: int = 1) -> Difference:
+    """The paired t test, its interval and its resolution; the i-th of both share seed, initial tensors and batches.
+
+    Args:
+        comparisons: tests that Holm's adjustment is over.
+    """
     pairs = [a - b for a, b in zip(arm, baseline, strict=True)]
     n, mean = len(pairs), fmean(pairs)
     if n < 2:
         return Difference(n, mean)
     sd = stdev(pairs)
-    return _tested(n, mean, sd, sd / math.sqrt(n), n - 1)
+    return _tested(n, mean, sd, sd / math.sqrt(n), n - 1, comparisons)
 
 
-def independent_difference(arm: Sequence[float], baseline: Sequence[float]) -> Difference:
+def independent_difference(arm: Sequence[float], baseline: Sequence[float], comparisons: int = 1) -> Difference:
     """Welch's t test of two independent samples (Biometrika 34, 1947), its interval and its resolution.
 
     `sd` is of the difference of one run each; the resolution takes the noncentral t at Welch's degrees of freedom.
+
+    Args:
+        comparisons: tests that Holm's adjustment is over.
     """
     n, m, mean = len(arm), len(baseline), fmean(arm) - fmean(baseline)
     if min(n, m) < 2:
         return Difference(n, mean)
     a, b = variance(arm) / n, variance(baseline) / m
     freedom = (a + b) ** 2 / (a**2 / (n - 1) + b**2 / (m - 1)) if a + b else float(n + m - 2)
-    return _tested(n, mean, math.sqrt(variance(arm) + variance(baseline)), math.sqrt(a + b), freedom)
+    return _tested(n, mean, math.sqrt(variance(arm) + variance(baseline)), math.sqrt(a + b), freedom, comparisons)
 
 
 def smallest_visible(error: float, freedom: float, power: float = POWER, level: float = LEVEL) -> float:
@@ -103,14 +111,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def learning_rate_sensitivity(rates: Sequence[float], losses: Sequence[float]) -> float | None:
-    """The mean over a grid of min(loss, loss at initialization) − the best loss (arXiv 2309.14322, section 2.2).
+    """The mean over a grid of min(loss, ln V) − the best loss (arXiv 2309.14322, section 2.2).
 
-    The expectation is over a log-uniform learning rate: each point counts by the stretch of ln(rate) nearest to it,
-    those at the ends as if the grid went on at its last gap. On a geometric grid that is the plain mean.
+    The paper caps at the loss at initialization, which is ln V but for a little; ln V is the same for all arms. The
+    expectation is over a log-uniform learning rate: each point counts by the stretch of ln(rate) nearest to it, those
+    at the ends as if the grid went on at its last gap. On a geometric grid that is the plain mean.
 
     Args:
         rates: learning rates, ascending.
-        losses: final losses, capped at the loss at initialization.
+        losses: final losses, capped at ln V.
 
     Returns:
         Nats per token; None where one point tells nothing of sensitivity.
@@ -123,11 +132,12 @@ def learning_rate_sensitivity(rates: Sequence[float], losses: Sequence[float]) -
     return sum(w * (loss - best) for w, loss in zip(weights, losses, strict=True)) / sum(weights)
 
 
-def _tested(n: int, mean: float, sd: float, error: float, freedom: float) -> Difference:
+def _tested(n: int, mean: float, sd: float, error: float, freedom: float, comparisons: int) -> Difference:
     from scipy.stats import t
 
     if error == 0:  # no noise at all: whatever difference there is, is certain
         return Difference(n, mean, mean, mean, 1.0 if mean == 0 else 0.0, 0.0, 0.0)
     half = float(t.isf(LEVEL / 2, freedom)) * error
     p = 2 * float(t.sf(abs(mean) / error, freedom))
-    return Difference(n, mean, mean - half, mean + half, p, sd, smallest_visible(error, freedom))
+    visible = smallest_visible(error, freedom, level=LEVEL / comparisons)
+    return Difference(n, mean, mean - half, mean + half, p, sd, visible)

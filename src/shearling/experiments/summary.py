@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shearling.config import Loaded, fingerprint, flatten, load, sections
-from shearling.experiments.equations import block_equations, outline
+from shearling.experiments.equations import equation_groups
 from shearling.models.cost import Parameters, parameters, training_flops_per_token
 from shearling.models.spec import ModelFile, ModelSpec
 from shearling.training.resolve import Resolved, load_experiment
@@ -88,7 +88,7 @@ def as_data(summary: Summary) -> dict[str, Any]:
         "parameters": {"total": counts.total, "non_embedding": counts.non_embedding, **asdict(counts)},
         "seq_len": summary.seq_len,
         "training_flops_per_token": summary.flops_per_token,
-        "equations": [{"of": label, "lines": lines} for label, lines in block_equations(outline(summary.model))],
+        "equations": [{"of": label, "lines": lines} for label, lines in equation_groups(summary.model)],
     }
     if run := summary.run:
         resolved = asdict(run.resolved)

@@ -67,6 +67,8 @@ def _module(name: str, key: str) -> Any:
         sys.path.insert(0, here)
     try:
         return importlib.import_module(name)
+    except SyntaxError as error:
+        raise UserError(f"{key}.kind: {name} is no Python: {error.filename}:{error.lineno}: {error.msg}") from None
     except ModuleNotFoundError as error:
         if error.name and not f"{name}.".startswith(f"{error.name}."):
             raise

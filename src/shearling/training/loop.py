@@ -29,11 +29,11 @@ from shearling.training.evaluate import evaluate
 from shearling.training.interrupts import Interrupts
 from shearling.training.job import Clock, Job
 from shearling.training.monitor import Monitor, StepFigures
-from shearling.training.resolve import resolve
+from shearling.training.resolve import check_vocabulary, resolve
 from shearling.training.results import results_of
 from shearling.training.run_folder import DIVERGED, FINISHED, RunFolder
 from shearling.training.schedules import learning_rate_factor
-from shearling.training.spec import ExperimentSpec, MaskedTokenSpec
+from shearling.training.spec import ExperimentSpec
 from shearling.training.state import Evaluation, Progress, TrainState, build_state, restore, to_checkpoint
 from shearling.training.step import train_step
 from shearling.training.trackers import build_trackers
@@ -74,7 +74,7 @@ def _train(config: ExperimentSpec, run: RunFolder, resume: bool) -> dict[str, An
     device = pick_device(config.training.device)
     compile_blocks, why = pick_compile(config.training.compile, device)
     manifest = load_manifest(config.data.path)
-    _check_vocabulary(config, manifest.tokenizer.vocab_size)
+    check_vocabulary(config, manifest.tokenizer.vocab_size)
     identity = {
         "config": fingerprint(config),
         "data": manifest.hash,
@@ -116,17 +116,6 @@ def _train(config: ExperimentSpec, run: RunFolder, resume: bool) -> dict[str, An
                 f"matmul peak {job.peak / 1e9:,.0f} GFLOP/s; torch.compile {why}"
             )
             return _run_to_horizon(job, state)
-
-
-def _check_vocabulary(config: ExperimentSpec, tokens: int) -> None:
-    objective, rows = config.training.objective, config.model.vocab_size
-    masking = isinstance(objective, MaskedTokenSpec) and objective.mask_id is None
-    if tokens > rows - masking:
-        more = " and one for the mask" if masking else ""
-        raise UserError(
-            f"model.vocab_size {rows:,} is smaller than the {tokens:,} of the tokenizer in {config.data.path}{more}: "
-            "raise model.vocab_size"
-        )
 
 
 def _check_identity(run: RunFolder, config: ExperimentSpec, identity: dict[str, str]) -> None:

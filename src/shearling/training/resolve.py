@@ -112,6 +112,25 @@ def resolve(spec: ExperimentSpec) -> Resolved:
     )
 
 
+def check_vocabulary(spec: ExperimentSpec, tokens: int) -> None:
+    """Refuses a model with fewer rows than the data's tokenizer has tokens, and the mask where it takes a row.
+
+    Args:
+        tokens: size of that tokenizer.
+
+    Raises:
+        UserError: the model has too few.
+    """
+    objective, rows = spec.training.objective, spec.model.vocab_size
+    masking = isinstance(objective, MaskedTokenSpec) and objective.mask_id is None
+    if tokens > rows - masking:
+        more = " and one for the mask" if masking else ""
+        raise UserError(
+            f"model.vocab_size {rows:,} is smaller than the {tokens:,} of the tokenizer in {spec.data.path}{more}: "
+            "raise model.vocab_size"
+        )
+
+
 def _total_steps(spec: ExperimentSpec, flops_per_token: int) -> int | None:
     training = spec.training
     if training.minutes is not None:

@@ -1,6 +1,7 @@
 """The run folder: everything that comes of an experiment, in one place.
 
-experiment_config.yaml, provenance.json, metrics.jsonl, diagnostics.jsonl, results.json, logs/, model/, tokenizer/
+experiment_config.yaml, provenance.json, equations.txt, metrics.jsonl, diagnostics.jsonl, results.json, logs/, model/,
+tokenizer/
 """
 
 import json
@@ -29,6 +30,7 @@ class RunFolder:
         self.path = path
         self.config = path / "experiment_config.yaml"
         self.provenance = path / "provenance.json"
+        self.equations = path / "equations.txt"
         self.metrics = path / "metrics.jsonl"
         self.diagnostics = path / "diagnostics.jsonl"
         self.results = path / "results.json"
@@ -46,6 +48,7 @@ class RunFolder:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.log.parent.mkdir(exist_ok=True)
         tokenizer.save(self.tokenizer)
+        self.equations.unlink(missing_ok=True)  # of a run that stopped here before its first checkpoint
         write_json(self.provenance, provenance)
         write_atomically(self.config, config_yaml)
 

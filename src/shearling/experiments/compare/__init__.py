@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shearling.errors import Interrupted
+from shearling.errors import Interrupted, UserError
 from shearling.experiments.compare.display import Display
 from shearling.experiments.compare.outcomes import read_result
 from shearling.experiments.compare.plan import Arm, Plan, make_plan
-from shearling.experiments.compare.record import begin, mixed_origins
+from shearling.experiments.compare.record import begin, doubtful_origins
 from shearling.experiments.compare.runs import run_all, side_by_side
 from shearling.experiments.compare.tasks import Task, make_task
 from shearling.experiments.compare.tuning import Tuning, tune
@@ -42,7 +42,7 @@ def compare(
         UserError: the folder holds another comparison, or a run ended without results.
         Interrupted: a signal asked to stop; the running runs have saved.
     """
-    out = out or Path("outputs/compare") / "-".join(arm.name for arm in plan.arms)
+    out = _at_home(out or Path("outputs/compare") / "-".join(arm.name for arm in plan.arms))
     with locked(out), Display() as display, Interrupts() as interrupts:
         record = begin(plan, out, threads)
         jobs = jobs or side_by_side(plan.arms, record.threads)
@@ -52,18 +52,19 @@ def compare(
             tunings = {} if plan.grid is None else tune(plan, out, run)
             plan = _tuned(plan, tunings)
             tasks = {arm.name: _tasks(arm, plan, out) for arm in plan.arms}
-            everything = [task for own in zip(*tasks.values(), strict=True) for task in own]
-            run(everything)
+            run([task for own in zip(*tasks.values(), strict=True) for task in own])
         except Interrupted:
             display.say("interrupted: the running runs have saved; the same command goes on")
             raise
         results = {name: [read_result(task, out) for task in own] for name, own in tasks.items()}
+        tuned = [point for tuning in tunings.values() for point in tuning.points]
+        origins = doubtful_origins(out / run.folder for own in (*results.values(), tuned) for run in own)
         judged = comparison(
             out.resolve().name, plan, results, tunings,
-            threads=record.threads, jobs=jobs, warnings=[*plan.warnings, *record.warnings, *mixed_origins(everything)],
+            threads=record.threads, jobs=jobs, warnings=[*plan.warnings, *record.warnings, *origins],
         )  # fmt: skip
         write_json(out / "comparison.json", judged)
-        record.note_verdict(plan.count)
+        record.note_verdict(plan)
     return judged, out
 
 
@@ -81,7 +82,17 @@ def _tasks(arm: Arm, plan: Plan, out: Path) -> list[Task]:
 def _announcement(plan: Plan, out: Path, jobs: int, threads: int) -> str:
     arms = ", ".join(arm.name for arm in plan.arms)
     tuning = "" if plan.grid is None else ", after tuning their learning rates"
+    own = {arm.name: ", ".join(map(str, plan.seeds(arm))) for arm in plan.arms}
+    seeds = own[plan.baseline] if plan.paired else " / ".join(f"{each} of {name}" for name, each in own.items())
     return (
-        f"comparing {arms}: {len(plan.arms)} arms × {plan.count} seeds{tuning}; at most {jobs} runs side by side, "
-        f"threads of each: {threads}; in {out}"
+        f"comparing {arms}: {len(plan.arms)} arms × seed{'s' * (plan.count > 1)} {seeds}{tuning}; at most {jobs} runs "
+        f"side by side, threads of each: {threads}; in {out}"
     )
+
+
+def _at_home(path: Path) -> Path:
+    """The shell does not see a `~` in --out=~/x."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UserError(f"--out {path}: no such home folder") from error

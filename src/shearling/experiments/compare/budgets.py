@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from shearling.experiments.compare.outcomes import Reading, Result
@@ -38,13 +38,18 @@ def equal_budgets(results: Mapping[str, Sequence[Result]], resolved: Mapping[str
 
     Losses are interpolated linearly between evaluations. A run that diverged sets no budget; behind its last evaluation
     it has its ceiling. A random-data warm-up costs FLOPs and seconds; its tokens are none of the training text's.
+
+    Seconds are of training steps alone, without evaluating and saving, which arms may do in other measure: tokens times
+    the arm's median time for one over its seeds, so that no single run's luck sets the budget. A token of a random-data
+    warm-up counts as long as one of training.
     """
+    pace = {arm: seconds_per_token(runs) for arm, runs in results.items()}
     axes: dict[str, Callable[[str, Reading], float]] = {
         "tokens": lambda arm, reading: float(reading.tokens),
         "flops": lambda arm, reading: float(
             resolved[arm].random_warmup_flops + reading.tokens * resolved[arm].flops_per_token
         ),
-        "seconds": lambda arm, reading: reading.seconds,
+        "seconds": lambda arm, reading: pace[arm] * (resolved[arm].random_warmup_tokens + reading.tokens),
     }
     whole = [(arm, run) for arm, runs in results.items() for run in runs if run.outcome != DIVERGED]
     budgets = []
@@ -57,6 +62,11 @@ def equal_budgets(results: Mapping[str, Sequence[Result]], resolved: Mapping[str
         }
         budgets.append(Budget(kind, at, losses, max(ends) > at * (1 + _ROUNDING)))
     return budgets
+
+
+def seconds_per_token(runs: Sequence[Result]) -> float:
+    """The median over an arm's runs, of those that took a step; 0 where none did."""
+    return median([run.seconds_per_token for run in runs if run.seconds_per_token is not None] or [0.0])
 
 
 def _loss_at(spent: Sequence[float], run: Result, at: float) -> float:

@@ -4,10 +4,12 @@ import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 
+from shearling.data.manifest import load_manifest
 from shearling.data.shards import open_dataset
 from shearling.data.stream import EvaluationSet
 from shearling.experiments.compare.tasks import Task
@@ -23,10 +25,9 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class Reading:
-    """One evaluation of a run: tokens and seconds of training behind it, validation loss in nats per token."""
+    """One evaluation of a run: tokens of training behind it, validation loss in nats per token."""
 
     tokens: int
-    seconds: float
     loss: float
 
 
@@ -42,8 +43,11 @@ class Result:
             diverged.
         raw_loss: the final validation loss, None where it is not finite.
         first_loss: the validation loss at step 0, None where it is not finite.
-        ceiling: `first_loss`, or where that is not finite the loss of the uniform distribution, ln V.
+        ceiling: see :func:`ceiling_of`.
         flops: of training, and of a random-data warm-up before it.
+        seconds: of the whole run, evaluating and saving included.
+        seconds_per_token: of training alone: the median over the recorded steps, and where none is recorded that of the
+            run; None where no step was taken.
     """
 
     seed: int
@@ -59,6 +63,7 @@ class Result:
     flops: int
     seconds: float
     tokens_per_second: float
+    seconds_per_token: float | None
     curve: tuple[Reading, ...]
 
 
@@ -66,16 +71,13 @@ def read_result(task: Task, out: Path) -> Result:
     """What came of a finished run; its folder is told relative to `out`."""
     results: dict[str, Any] = read_json(task.run.results)
     diverged = results["outcome"] == DIVERGED or results["loss"] is None
-    raw, first = None if diverged else float(results["loss"]), results["first"]["loss"]
-    ceiling = math.log(task.config.model.vocab_size) if first is None else float(first)
+    raw, ceiling = None if diverged else float(results["loss"]), ceiling_of(task.config.data.path)
+    metrics = task.run.read_metrics()
     collapsed = raw is not None and raw >= COLLAPSE * unigram_loss(
         task.config.data.path, task.config.data.validation_tokens
     )
-    curve = [
-        Reading(line["tokens"], line["seconds"], line["validation_loss"])
-        for line in task.run.read_metrics()
-        if "validation_loss" in line
-    ]
+    speeds = [line["tokens_per_second"] for line in metrics if "tokens_per_second" in line]
+    speed = median(speeds) if speeds else results["tokens_per_second"]
     return Result(
         seed=task.config.seed,
         learning_rate=task.config.training.optimizer.learning_rate,
@@ -83,15 +85,24 @@ def read_result(task: Task, out: Path) -> Result:
         outcome=DIVERGED if diverged else COLLAPSED if collapsed else OK,
         loss=ceiling if raw is None else min(raw, ceiling),
         raw_loss=raw,
-        first_loss=first,
+        first_loss=results["first"]["loss"],
         ceiling=ceiling,
         bits_per_byte=None if diverged else results["bits_per_byte"],
         tokens=results["tokens"],
         flops=results["flops"] + (results["random_warmup"] or {"flops": 0})["flops"],
         seconds=results["seconds"],
         tokens_per_second=results["tokens_per_second"],
-        curve=tuple(curve),
+        seconds_per_token=1 / speed if speed else None,
+        curve=tuple(Reading(line["tokens"], line["validation_loss"]) for line in metrics if "validation_loss" in line),
     )
+
+
+def ceiling_of(data: Path) -> float:
+    """The most that a loss counts, in nats per token: ln V, V the tokenizer's size. A model that knows nothing has it.
+
+    It is one for all runs, where each run's own loss at initialization would cap one arm lower than another.
+    """
+    return math.log(load_manifest(data).tokenizer.vocab_size)
 
 
 @functools.lru_cache

@@ -14,7 +14,7 @@ from shearling.config.places import ending_in, nearest, places
 from shearling.config.tree import Keys, dotted
 from shearling.data.manifest import load_manifest
 from shearling.errors import UserError
-from shearling.training.resolve import Resolved, load_experiment, resolve
+from shearling.training.resolve import Resolved, check_vocabulary, load_experiment, resolve
 from shearling.training.spec import ExperimentSpec
 
 COMPARED = (
@@ -49,6 +49,12 @@ class Arm:
     def resolved(self) -> Resolved:
         """What follows from its config."""
         return resolve(self.config)
+
+    @cached_property
+    def hashes(self) -> tuple[str, str]:
+        """Of its data and of their tokenizer."""
+        manifest = load_manifest(self.config.data.path)
+        return manifest.hash, manifest.tokenizer.sha256
 
     @property
     def learning_rate(self) -> float:
@@ -86,9 +92,41 @@ class Plan:
     warnings: tuple[str, ...]
 
     @property
+    def baseline_arm(self) -> Arm:
+        """The arm that the others are measured against."""
+        return next(arm for arm in self.arms if arm.name == self.baseline)
+
+    @property
+    def others(self) -> list[Arm]:
+        """The arms that are measured against the baseline."""
+        return [arm for arm in self.arms if arm.name != self.baseline]
+
+    @property
     def paired(self) -> bool:
         """Whether runs of all arms share their seeds."""
-        return len({arm.config.seed for arm in self.arms}) == 1
+        return all(self.pairs(arm) for arm in self.arms)
+
+    @property
+    def same_start(self) -> bool:
+        """Whether runs of one seed draw the same initial tensors, where shapes agree, and see the same batches.
+
+        They do where nothing differs but what is compared, and the learning rate, which no draw depends on.
+        """
+        same_data = len({arm.hashes for arm in self.arms}) == 1
+        return self.paired and same_data and all(within(key, [*COMPARED, RATE]) for key in differing(self.arms))
+
+    def pairs(self, arm: Arm) -> bool:
+        """Whether the arm's runs share their seeds with the baseline's."""
+        return arm.config.seed == self.baseline_arm.config.seed
+
+    def incomparable(self, arm: Arm) -> str | None:
+        """Why the arm's losses are in another unit than the baseline's; None where they are in one."""
+        baseline = self.baseline_arm
+        if arm.config.training.objective != baseline.config.training.objective:
+            return "another objective than the baseline's, whose loss measures something else"
+        if arm.hashes[1] != baseline.hashes[1]:
+            return "another tokenizer than the baseline's: compare bits per byte"
+        return None
 
     def seeds(self, arm: Arm) -> list[int]:
         """The arm's seeds: its config's, and those after it."""
@@ -110,7 +148,8 @@ def make_plan(
     Args:
         arguments: configs, each as FILE or NAME=FILE, and overrides for all of them.
         seeds: of each arm.
-        baseline: name of the arm that the others are measured against; None: the first.
+        baseline: name of the arm that the others are measured against; None: the first, and with controls the first
+            that calls for them, so that it is tested against each of its controls.
         over: options, or groups of them, that the arms may differ in besides COMPARED.
         tune: `lr`, or None.
         grid: learning rates to tune over, separated by commas.
@@ -122,8 +161,10 @@ def make_plan(
     rates = _grid(tune, grid)
     paths, overrides = split_arguments(arguments)
     arms = [read_arm(path, overrides) for path in paths]
+    first = next((arm for arm in arms if controls and controls(arm.config)), arms[0] if arms else None)
     arms = with_controls(arms, controls) if controls else arms
     _check_names([arm.name for arm in arms], baseline)
+    assert first
     named = [_option(name) for name in over]
     allowed = [*COMPARED, *named, *([RATE] if rates is not None else [])]
     _check_seeds(arms, seeds, allowed)
@@ -133,7 +174,7 @@ def make_plan(
     used += ["training.minutes"] if any(arm.config.training.minutes for arm in arms) else []
     idle = [name for name in named if not any(within(key, [name]) for key in used)]
     warnings += [f"--over {name}: the arms do not differ there" for name in idle]
-    return Plan(tuple(arms), baseline or arms[0].name, seeds, rates, tuple(warnings))
+    return Plan(tuple(arms), baseline or first.name, seeds, rates, tuple(warnings))
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -159,6 +200,8 @@ def read_arm(argument: str, overrides: Sequence[str]) -> Arm:
         raise UserError(f"{argument}: {name!r} is no name of an arm: use letters, digits, dot, dash and underscore")
     if loaded.origins["output_dir"] == "command line":
         raise UserError("output_dir: the runs of a comparison lie in its folder: give that by --out instead")
+    if loaded.origins["name"] == "command line":
+        raise UserError(f"name: would name every arm alike: write {loaded.value.name}=CONFIG to name one")
     return Arm(name or loaded.value.name, loaded.value)
 
 
@@ -231,7 +274,7 @@ def _check_options(arms: Sequence[Arm], allowed: Sequence[str]) -> None:
         )
     for i, arm in enumerate(arms):
         for other in arms[:i]:
-            if not differences(arm.config, other.config) and _hashes(arm) == _hashes(other):
+            if not differences(arm.config, other.config) and arm.hashes == other.hashes:
                 raise UserError(
                     f"{other.name} and {arm.name} do not differ at all: for an A/A comparison give one a `seed` of its "
                     "own and say --over seed"
@@ -239,9 +282,10 @@ def _check_options(arms: Sequence[Arm], allowed: Sequence[str]) -> None:
 
 
 def _check_data(arms: Sequence[Arm], allowed: Sequence[str]) -> list[str]:
-    """The data's hashes must agree, or what follows from their difference is a warning."""
-    hashes = {arm.name: _hashes(arm) for arm in arms}
-    faults = [what for i, what in enumerate(("data", "tokenizer")) if len({pair[i] for pair in hashes.values()}) > 1]
+    """The data's hashes must agree, or what follows from their difference is a warning; each model takes its data."""
+    for arm in arms:
+        check_vocabulary(arm.config, load_manifest(arm.config.data.path).tokenizer.vocab_size)
+    faults = [what for i, what in enumerate(("data", "tokenizer")) if len({arm.hashes[i] for arm in arms}) > 1]
     if faults and not within("data", allowed):
         paths = ", ".join(f"{arm.config.data.path} in {arm.name}" for arm in arms)
         raise UserError(
@@ -253,11 +297,6 @@ def _check_data(arms: Sequence[Arm], allowed: Sequence[str]) -> list[str]:
     return ["the arms' data differ: each is evaluated on text of its own"] if faults else []
 
 
-def _hashes(arm: Arm) -> tuple[str, str]:
-    manifest = load_manifest(arm.config.data.path)
-    return manifest.hash, manifest.tokenizer.sha256
-
-
 def _option(name: str) -> str:
     """The dotted key that --over names: a whole one, or any ending that is unique in the schema."""
     keys: Keys = tuple(name.replace("-", "_").split("."))
@@ -266,7 +305,7 @@ def _option(name: str) -> str:
         raise UserError(f"--over {name}: may be {', '.join(map(dotted, found))}: write more of the name")
     if not found:
         known = {dotted(keys): None for group in places(ExperimentSpec) for keys in group}
-        endings = {key.rpartition(".")[2]: key for key in known}
+        endings = {key.rpartition(".")[2]: key for key in reversed(known)}  # of equal endings the schema's first
         near = nearest(name, known) or endings.get(nearest(keys[-1], endings) or "")
         raise UserError(f"--over {name}: no such option" + (f": did you mean {near}?" if near else ""))
     return dotted(found[0])

@@ -1,6 +1,6 @@
 """What a comparison's folder remembers: how it was begun, so that whatever goes on there goes on with the same."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,8 @@ from typing import Any
 from shearling.config import differences, dump, load
 from shearling.errors import UserError
 from shearling.experiments.compare.plan import Plan
-from shearling.experiments.compare.tasks import Task
 from shearling.files import write_atomically
-from shearling.training.run_folder import read_json, write_json
+from shearling.training.run_folder import RunFolder, read_json, write_json
 from shearling.training.spec import ExperimentSpec
 
 _ORIGINS = {"git_commit": "commits", "packages": "package versions", "device": "devices"}
@@ -30,11 +29,12 @@ class Record:
     threads: int
     warnings: tuple[str, ...]
 
-    def note_verdict(self, count: int) -> None:
-        """Remember that a verdict over `count` seeds has been seen."""
+    def note_verdict(self, plan: Plan) -> None:
+        """Remember that a verdict over so many seeds, against this baseline, has been seen."""
         recorded = read_json(self.out / "plan.json")
-        verdicts = sorted({*recorded["verdicts"], count})
-        write_json(self.out / "plan.json", {**recorded, "verdicts": verdicts})
+        verdicts = sorted({*recorded["verdicts"], plan.count})
+        baselines = sorted({*recorded.get("baselines", []), plan.baseline})
+        write_json(self.out / "plan.json", {**recorded, "verdicts": verdicts, "baselines": baselines})
 
 
 def begin(plan: Plan, out: Path, threads: int | None) -> Record:
@@ -51,7 +51,7 @@ def begin(plan: Plan, out: Path, threads: int | None) -> Record:
         raise UserError(f"{out}: holds a run or prepared data: choose another --out")
     file, grid = out / "plan.json", None if plan.grid is None else list(plan.grid)
     begun: dict[str, Any] | None = read_json(file) if file.exists() else None
-    recorded = begun or {"threads": threads or 1, "grid": grid, "verdicts": []}
+    recorded = begun or {"threads": threads or 1, "grid": grid, "verdicts": [], "baselines": []}
     if threads not in (None, recorded["threads"]):
         raise UserError(
             f"{out}: was begun with --threads {recorded['threads']}, and results repeat for one number of threads "
@@ -74,18 +74,22 @@ def begin(plan: Plan, out: Path, threads: int | None) -> Record:
     for arm in plan.arms:
         write_atomically(out / "arms" / f"{arm.name}.yaml", dump(arm.config))
     write_json(file, recorded)
-    return Record(out, recorded["threads"], tuple(_warnings(plan, out, recorded["verdicts"])))
+    return Record(out, recorded["threads"], tuple(_warnings(plan, out, recorded)))
 
 
-def mixed_origins(tasks: Sequence[Task]) -> list[str]:
-    """Warnings of runs that come from different code, packages or devices."""
-    origins = [read_json(task.run.provenance) for task in tasks]
+def doubtful_origins(runs: Iterable[Path]) -> list[str]:
+    """Warnings of run folders that come from different code, packages or devices, or from code that no commit holds."""
+    origins = [read_json(RunFolder(run).provenance) for run in runs]
     mixed = [what for key, what in _ORIGINS.items() if any(origin[key] != origins[0][key] for origin in origins)]
-    return [f"the runs come from different {what}: see their provenance.json" for what in mixed]
+    dirty = sum((origin["git_commit"] or "").endswith("-dirty") for origin in origins)
+    found = [f"the runs come from different {what}: see their provenance.json" for what in mixed]
+    if dirty:
+        found.append(f"{dirty} of {len(origins)} runs come from code with uncommitted changes, which no commit holds")
+    return found
 
 
-def _warnings(plan: Plan, out: Path, verdicts: Sequence[int]) -> list[str]:
-    found = []
+def _warnings(plan: Plan, out: Path, recorded: dict[str, Any]) -> list[str]:
+    found, verdicts = [], recorded["verdicts"]
     left_out = {path.stem for path in (out / "arms").glob("*.yaml")} - {arm.name for arm in plan.arms}
     if left_out:
         found.append(f"arms begun in this folder are left out: {', '.join(sorted(left_out))}")
@@ -94,6 +98,18 @@ def _warnings(plan: Plan, out: Path, verdicts: Sequence[int]) -> list[str]:
         found.append(
             f"seeds were added after a verdict over {' and '.join(fewer)}: p and intervals hold for a number of seeds "
             "chosen beforehand"
+        )
+    more = [str(count) for count in verdicts if count > plan.count]
+    if more:
+        found.append(
+            f"an earlier verdict was over more seeds, {' and '.join(more)}: p and intervals hold for a number of seeds "
+            "chosen beforehand"
+        )
+    earlier = [name for name in recorded.get("baselines", []) if name != plan.baseline]
+    if earlier:
+        found.append(
+            f"an earlier verdict was against {' and '.join(earlier)}: p and intervals hold for a baseline chosen "
+            "beforehand"
         )
     return found
 

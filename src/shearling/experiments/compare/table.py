@@ -1,8 +1,10 @@
 """A comparison as text for a terminal."""
 
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 from typing import Any
 
+_DESIGNS = {True: "paired", False: "independent samples"}
 _UNITS = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}
 
 
@@ -42,16 +44,28 @@ def _arms(comparison: dict[str, Any]) -> str:
                 _number(versus.get("smallest_visible"), ".2g"),
             )
         )
-    design = "paired" if comparison["paired"] else "independent samples"
+    pairs = {arm["versus"]["paired"] for arm in comparison["arms"] if arm["versus"]}
+    design = " and ".join(_DESIGNS[each] for each in sorted(pairs, reverse=True))
     count = len(comparison["seeds"])
     side = f"{comparison['jobs']} side by side, {comparison['threads']} thread{'s' * (comparison['threads'] > 1)} each"
     return "\n".join(
         [
             *_aligned(rows),
             f"final validation loss in nats per token over {count} seed{'s' * (count > 1)}, {design}; runs {side}",
-            f"a run that diverged counts as its loss at initialization; unigram loss {comparison['unigram_loss']:.4f}",
+            f"a run that diverged counts as ln V, {comparison['ceiling']:.4f}, and no loss for more; unigram loss "
+            f"{comparison['unigram_loss']:.4f}",
+            *_bits_per_byte(comparison["arms"]),
         ]
     )
+
+
+def _bits_per_byte(arms: Sequence[dict[str, Any]]) -> list[str]:
+    """What compares where losses do not."""
+    found = {arm["name"]: [run["bits_per_byte"] for run in arm["runs"]] for arm in arms}
+    comparable = all(arm["versus"]["comparable"] for arm in arms if arm["versus"])
+    if comparable or any(each is None for own in found.values() for each in own):
+        return []
+    return ["bits per byte: " + ", ".join(f"{fmean(own):.4f} {name}" for name, own in found.items())]
 
 
 def _tunings(arms: Iterable[dict[str, Any]]) -> str:

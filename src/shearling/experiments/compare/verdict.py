@@ -1,20 +1,21 @@
 """From what came of the runs to comparison.json: figures, differences, and a verdict in words for each arm."""
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean, stdev
 from typing import Any
 
 from shearling.experiments.compare.budgets import equal_budgets
-from shearling.experiments.compare.outcomes import COLLAPSED, OK, Result, unigram_loss
+from shearling.experiments.compare.outcomes import OK, Result, ceiling_of, unigram_loss
 from shearling.experiments.compare.plan import RATE, Arm, Plan, differing, options
 from shearling.experiments.compare.tuning import Tuning
-from shearling.experiments.statistics import LEVEL, Difference, holm, independent_difference, paired_difference
-from shearling.training.run_folder import DIVERGED
+from shearling.experiments.compare.words import failures, verdict
+from shearling.experiments.statistics import Difference, holm, independent_difference, paired_difference
 
-_SMALLEST_P = 1e-4
-_SAID = {DIVERGED: "diverged", COLLAPSED: "collapsed to unigram level"}
+UNSTEADY = 1.1
+"""Between an arm's fastest and its slowest run: above it, losses at equal seconds come with a warning."""
+
 _PLACES = {"name", "output_dir", "seed"}  # of the recipe: what is each run's own
 
 
@@ -35,12 +36,9 @@ def comparison(
         results: of each arm, in the order of its seeds.
         tunings: of each arm, where the learning rate was tuned.
     """
-    baseline = next(arm for arm in plan.arms if arm.name == plan.baseline)
+    baseline = plan.baseline_arm
     found = compare_arms({name: [run.loss for run in runs] for name, runs in results.items()}, plan)
-    versus = {
-        name: _versus(difference, p_holm, len(found), results[name], results[plan.baseline])
-        for name, (difference, p_holm) in found.items()
-    }
+    versus = {arm.name: _versus(arm, *found[arm.name], plan, results) for arm in plan.others}
     differs = differing(plan.arms)
     recipe = {
         key: value
@@ -55,12 +53,14 @@ def comparison(
         "baseline": plan.baseline,
         "seeds": plan.seeds(baseline),
         "paired": plan.paired,
+        "same_start": plan.same_start,
         "threads": threads,
         "jobs": jobs,
         "differs": differs,
         "recipe": recipe,
         "unigram_loss": unigram_loss(baseline.config.data.path, baseline.config.data.validation_tokens),
-        "warnings": [*warnings, *_warnings(plan, results, tunings)],
+        "ceiling": ceiling_of(baseline.config.data.path),
+        "warnings": [*warnings, *_warnings(plan, results, tunings), *_unsteady(results, jobs)],
         "arms": [
             {
                 **_arm(arm, results[arm.name], differs),
@@ -76,38 +76,25 @@ def comparison(
 
 
 def compare_arms(losses: Mapping[str, Sequence[float]], plan: Plan) -> dict[str, tuple[Difference, float | None]]:
-    """Each other arm's difference from the baseline, and its p after Holm's adjustment over all of them."""
-    test = paired_difference if plan.paired else independent_difference
-    found = {name: test(own, losses[plan.baseline]) for name, own in losses.items() if name != plan.baseline}
-    p_values = [difference.p for difference in found.values() if difference.p is not None]
-    adjusted = iter(holm(p_values))
-    return {name: (each, None if each.p is None else next(adjusted)) for name, each in found.items()}
+    """Each other arm's difference from the baseline, and its p after Holm's adjustment over all of them.
 
-
-def in_words(difference: Difference, p_holm: float | None, comparisons: int) -> str:
-    """The verdict on one arm.
-
-    Args:
-        p_holm: its p after Holm's adjustment.
-        comparisons: how many arms were measured against the baseline.
+    Arms that share the baseline's seeds are pairs with it, others independent samples. One whose losses are in another
+    unit than the baseline's is not tested, and no other is adjusted for it.
     """
-    d = difference
-    direction = "better" if d.difference < 0 else "worse"
-    if d.p is None or p_holm is None or d.low is None or d.high is None or d.smallest_visible is None:
-        return f"one seed says nothing of chance ({direction} by {abs(d.difference):.3g} nats on it)"
-    if d.p == 1 and d.sd == 0:
-        return "the same loss on every seed"
-    visible = f"{d.n} seeds could have seen {d.smallest_visible:.2g} nats"
-    if p_holm < LEVEL:
-        digits = _digits((d.high - d.low) / 2)
-        near, far = sorted((abs(d.low), abs(d.high)))
-        after = " after Holm" if comparisons > 1 else ""
-        interval = f"{near:.{digits}f} to {far:.{digits}f}"
-        return f"{direction} by {abs(d.difference):.{digits}f} nats ({interval}), {_p(p_holm)}{after}"
-    if d.p < LEVEL:
-        alone = f"{_p(d.p)} alone, {_p(p_holm)} after Holm over {comparisons} arms"
-        return f"not distinguishable, counting all arms: {alone}; {visible}"
-    return f"not distinguishable at this scale: {visible}"
+    tested = tested_arms(plan)
+    found = {}
+    for arm in plan.others:
+        test = paired_difference if plan.pairs(arm) else independent_difference
+        found[arm.name] = test(losses[arm.name], losses[plan.baseline], max(len(tested), 1))
+    p_values = {name: found[name].p for name in tested}
+    known = {name: p for name, p in p_values.items() if p is not None}
+    adjusted = dict(zip(known, holm(list(known.values())), strict=True))
+    return {name: (difference, adjusted.get(name)) for name, difference in found.items()}
+
+
+def tested_arms(plan: Plan) -> list[str]:
+    """The arms that Holm's adjustment is over: those whose losses are in the baseline's unit."""
+    return [arm.name for arm in plan.others if not plan.incomparable(arm)]
 
 
 def _arm(arm: Arm, runs: Sequence[Result], differs: Sequence[str]) -> dict[str, Any]:
@@ -125,16 +112,25 @@ def _arm(arm: Arm, runs: Sequence[Result], differs: Sequence[str]) -> dict[str, 
 
 
 def _versus(
-    difference: Difference, p_holm: float | None, comparisons: int, own: Sequence[Result], baseline: Sequence[Result]
+    arm: Arm, difference: Difference, p_holm: float | None, plan: Plan, results: Mapping[str, Sequence[Result]]
 ) -> dict[str, Any]:
-    words = [in_words(difference, p_holm, comparisons), *_failures(own, "runs"), *_failures(baseline, "baseline runs")]
-    return {**vars(difference), "p_holm": p_holm, "verdict": "; ".join(words)}
-
-
-def _failures(runs: Sequence[Result], whose: str) -> list[str]:
-    """How many runs diverged, and how many collapsed, in words."""
-    counts = {said: sum(run.outcome == outcome for run in runs) for outcome, said in _SAID.items()}
-    return [f"{count} of {len(runs)} {whose} {said}" for said, count in counts.items() if count]
+    """An arm against the baseline. What cannot be believed is null: p after Holm where there is no verdict, and the
+    smallest visible effect where losses are capped, which are not normal."""
+    own, baseline = results[arm.name], results[plan.baseline]
+    capped = any(run.outcome != OK for run in (*own, *baseline))
+    hopeless = all(run.outcome != OK for run in (*own, *baseline))
+    unit = plan.incomparable(arm)
+    if capped or unit:
+        difference = replace(difference, smallest_visible=None)
+    failed = [*failures(own, "runs"), *failures(baseline, "baseline runs")]
+    return {
+        **vars(difference),
+        "p_holm": None if hopeless or unit else p_holm,
+        "paired": plan.pairs(arm),
+        "comparable": unit is None,
+        "capped": capped,
+        "verdict": verdict(difference, p_holm, len(tested_arms(plan)), failed, hopeless=hopeless, unit=unit),
+    }
 
 
 def _warnings(plan: Plan, results: Mapping[str, Sequence[Result]], tunings: Mapping[str, Tuning]) -> list[str]:
@@ -149,6 +145,19 @@ def _warnings(plan: Plan, results: Mapping[str, Sequence[Result]], tunings: Mapp
         found.append("no run came below the unigram level: train longer before comparing")
     if any(arm.config.training.evaluate_every is None for arm in plan.arms):
         found.append("evaluated at both ends only: readings between them are of a straight line")
+    return found
+
+
+def _unsteady(results: Mapping[str, Sequence[Result]], jobs: int) -> list[str]:
+    """Arms whose runs did not go at one speed."""
+    found = []
+    for name, runs in results.items():
+        speeds = [1 / run.seconds_per_token for run in runs if run.seconds_per_token is not None]
+        if speeds and max(speeds) > UNSTEADY * min(speeds):
+            found.append(
+                f"{name}: its runs went at {min(speeds):,.0f} to {max(speeds):,.0f} tokens/s, with --jobs {jobs}: "
+                "losses at equal seconds are rough"
+            )
     return found
 
 
@@ -183,12 +192,3 @@ def _run(run: Result) -> dict[str, Any]:
         "seconds": run.seconds,
         "tokens_per_second": run.tokens_per_second,
     }
-
-
-def _digits(half_width: float) -> int:
-    """Decimals that show two figures of an interval's half width."""
-    return 4 if half_width == 0 else min(max(1 - math.floor(math.log10(half_width)), 2), 6)
-
-
-def _p(p: float) -> str:
-    return f"p {p:.2g}" if p >= _SMALLEST_P else f"p < {_SMALLEST_P:.4f}"

@@ -4,6 +4,6 @@
 says what torch's functions mean, `parts` which parts of a model are traced, `writing` how a graph is written.
 """
 
-from shearling.experiments.equations.model import block_equations, model_equations, outline
+from shearling.experiments.equations.model import block_equations, equation_groups, model_equations
 
-__all__ = ["block_equations", "model_equations", "outline"]
+__all__ = ["block_equations", "equation_groups", "model_equations"]

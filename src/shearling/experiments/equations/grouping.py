@@ -15,7 +15,7 @@ NUMBER = re.compile(r"(?<!\w)\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 MACHINERY = vars(nn.Module()).keys() - {"training"}
 """Attributes that every module has."""
 MOST_VALUES = 12
-"""Numbers of a list that are all shown."""
+"""Numbers of a list that are all shown even in short."""
 
 Lines = tuple[str, ...]
 
@@ -46,18 +46,22 @@ def _plain(value: Any) -> bool:
     return simple or (isinstance(value, tuple) and all(map(_plain, value)))
 
 
-def families(layers: Sequence[Lines]) -> list[tuple[str, list[str]]]:
-    """Groups of layers with equal lines, or with lines that are equal but for numbers, in the order of their first."""
+def families(layers: Sequence[Lines], whole: bool) -> list[tuple[str, list[str]]]:
+    """Groups of layers with equal lines, or with lines that are equal but for numbers, in the order of their first.
+
+    Args:
+        whole: whether a list of more than MOST_VALUES numbers is told in full.
+    """
     by_shape: dict[Any, list[int]] = {}
     for index, lines in enumerate(layers):
         by_shape.setdefault(tuple(NUMBER.sub("#", line) for line in lines), []).append(index)
     return [
-        (_label([index + 1 for index in members], len(layers)), _common([layers[index] for index in members]))
+        (_label([index + 1 for index in members], len(layers)), _common([layers[index] for index in members], whole))
         for members in by_shape.values()
     ]
 
 
-def _common(alike: Sequence[Lines]) -> list[str]:
+def _common(alike: Sequence[Lines], whole: bool) -> list[str]:
     """The lines of all, with a symbol for each number that differs between layers, and its values below."""
     numbers = [[number for line in lines for number in NUMBER.findall(line)] for lines in alike]
     columns = list(zip(*numbers, strict=True))
@@ -65,11 +69,11 @@ def _common(alike: Sequence[Lines]) -> list[str]:
     symbols = {column: f"c{subscript(i)}" if len(varying) > 1 else "c" for i, column in enumerate(varying, start=1)}
     written = iter([symbols.get(column, column[0]) for column in columns])
     lines = [NUMBER.sub(lambda _: next(written), line) for line in alike[0]]
-    return [*lines, *(f"where {symbols[column]} = {_listed(column)}, layer by layer" for column in varying)]
+    return [*lines, *(f"where {symbols[column]} = {_listed(column, whole)}, layer by layer" for column in varying)]
 
 
-def _listed(values: Sequence[str]) -> str:
-    shown = values if len(values) <= MOST_VALUES else (*values[:4], "…", values[-1])
+def _listed(values: Sequence[str], whole: bool) -> str:
+    shown = values if whole or len(values) <= MOST_VALUES else (*values[:4], "…", values[-1])
     return ", ".join(shown)
 
 

@@ -6,15 +6,19 @@ from shearling.models.initialization import standard_deviations
 from shearling.models.transformer import Transformer
 
 
-def initial_weights(model: Transformer) -> list[str]:
-    """Standard deviations that the matrices are drawn with, those of one size on one line; by layer where they vary."""
-    by_matrix: dict[str, list[float]] = {}
+def initial_weights(model: Transformer, whole: bool = True) -> list[str]:
+    """Standard deviations that the matrices are drawn with, those of one size on one line; by layer where they vary.
+
+    Args:
+        whole: whether one that varies is told of every layer.
+    """
+    by_matrix: dict[str, list[str]] = {}
     for name, std in standard_deviations(model, model.spec).items():
-        by_matrix.setdefault(_short(name), []).append(std)
-    by_size: dict[str, list[str]] = {}
-    for matrix, stds in by_matrix.items():
-        by_size.setdefault(_sizes(stds), []).append(matrix)
-    lines = [f"{', '.join(matrices)} ~ N(0, σ²), σ = {size}" for size, matrices in by_size.items()]
+        by_matrix.setdefault(_short(name), []).append(f"{std:.4g}")
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for matrix, sizes in by_matrix.items():
+        alike.setdefault(tuple(sizes) if len(set(sizes)) > 1 else (sizes[0],), []).append(matrix)
+    lines = [f"{', '.join(matrices)} ~ N(0, σ²), σ = {_sizes(sizes, whole)}" for sizes, matrices in alike.items()]
     return [*lines, "and of each its D-vectors to unit length, now and after every step"] if model.spherical else lines
 
 
@@ -24,8 +28,9 @@ def _short(name: str) -> str:
     return tables.get(name) or f"W_{name.split('.')[-2].removesuffix('_proj')}"
 
 
-def _sizes(stds: Sequence[float]) -> str:
-    written = [f"{std:.4g}" for std in stds]
-    if len(set(written)) == 1:
+def _sizes(written: Sequence[str], whole: bool) -> str:
+    if len(written) == 1:
         return written[0]
+    if whole:
+        return f"{', '.join(written)}, layer by layer"
     return f"{written[0]} in the first layer, {written[1]} in the second … {written[-1]} in the last"

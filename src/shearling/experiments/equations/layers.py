@@ -10,6 +10,7 @@ from torch import nn
 
 from shearling.experiments.equations.nodes import Node, name, walk
 from shearling.experiments.equations.parts import Tracer, untraced
+from shearling.experiments.equations.tracing import SAMPLE
 from shearling.experiments.equations.writing import Writer, subscript
 from shearling.models.layers.placement import Placement
 from shearling.models.layers.position import ALiBi, Position, RotaryPosition
@@ -19,8 +20,6 @@ WIDEST_LINE = 110
 GAP = ",   "
 """Between an equation and what is said of its parts."""
 NORM_CALL = re.compile(r"\bN\w*\(")
-SAMPLE = (2, 3)
-"""Sequences and tokens of what is traced: neither is 1, which would look like one number a token."""
 
 
 def ends(model: Transformer) -> tuple[list[str], list[str], tuple[Any, ...]]:

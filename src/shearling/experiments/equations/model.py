@@ -12,32 +12,46 @@ from shearling.models.spec import ModelSpec
 from shearling.models.transformer import Transformer
 
 MOST_GROUPS = 3
-"""Groups of layers that the text shows before it only counts them."""
+"""Groups of layers that the short text shows before it only counts them."""
 
 Group = tuple[str, list[str]]
 
 
-def model_equations(spec: ModelSpec) -> str:
-    """What `block_equations` and `initial_weights` say of a model made from `spec`, as text.
+def model_equations(spec: ModelSpec, whole: bool = False) -> str:
+    """What `equation_groups` says of a model made from `spec`, as text.
 
-    Of more than MOST_GROUPS groups of layers the others are only counted.
+    Args:
+        whole: whether nothing is left out. In short, of more than MOST_GROUPS groups of layers the others are only
+            counted, and long lists of numbers are told by their ends.
+
+    Raises:
+        UserError: a class of the user's own is not found, or does not take its options.
+    """
+    before, *layers, after, at_first = equation_groups(spec, whole)
+    if not whole and len(layers) > MOST_GROUPS:
+        layers = [*layers[:MOST_GROUPS], (f"… ({len(layers)} groups of layers)", [])]
+    groups = [before, *layers, after, at_first]
+    return "\n".join("\n".join([label, *(f"  {line}" for line in lines)]) for label, lines in groups)
+
+
+def equation_groups(spec: ModelSpec, whole: bool = True) -> list[Group]:
+    """`block_equations` and, as `at first`, `initial_weights` of a model made from `spec`.
 
     Raises:
         UserError: a class of the user's own is not found, or does not take its options.
     """
     model = outline(spec)
-    before, *layers, after = block_equations(model)
-    at_first: Group = ("at first", initial_weights(model))
-    left_out: list[Group] = [(f"… ({len(layers)} groups of layers)", [])] if len(layers) > MOST_GROUPS else []
-    groups = [before, *layers[:MOST_GROUPS], *left_out, after, at_first]
-    return "\n".join("\n".join([label, *(f"  {line}" for line in lines)]) for label, lines in groups)
+    return [*block_equations(model, whole), ("at first", initial_weights(model, whole))]
 
 
-def block_equations(model: Transformer) -> list[Group]:
+def block_equations(model: Transformer, whole: bool = True) -> list[Group]:
     """Labelled lines of equations: before the blocks, one group for each kind of layer, after the blocks.
 
     Layers that differ in numbers alone are one group, with c standing for a number that differs and its values listed.
     The mode that the model is in counts: dropout is there in training.
+
+    Args:
+        whole: whether a long list of values is told in full.
     """
     before, after, called_with = ends(model)
     known: dict[Any, tuple[str, ...]] = {}
@@ -47,7 +61,7 @@ def block_equations(model: Transformer) -> list[Group]:
         if kind not in known:
             known[kind] = tuple(block(layer, model.spec.d_model, *called_with))
         lines.append(known[kind])
-    groups = [("before the layers", before), *families(lines), ("after the layers", after)]
+    groups = [("before the layers", before), *families(lines, whole), ("after the layers", after)]
     return [(label, [part for line in lines for part in folded(line)]) for label, lines in groups]
 
 

@@ -65,8 +65,19 @@ def _minus(node: ToNode, a: Any, b: Any, *, alpha: float = 1, **_: Any) -> Node:
     return Node("sub", (node(a), node(b) if alpha == 1 else _times(node, alpha, b)))
 
 
+def _over(node: ToNode, a: Any, b: Any, *, rounding_mode: str | None = None, **_: Any) -> Node:
+    quotient = divide(node(a), node(b))
+    if rounding_mode is None:
+        return quotient
+    return _rounded_down(quotient) if rounding_mode == "floor" else call(rounding_mode, quotient)
+
+
+def _rounded_down(x: Node) -> Node:
+    return Node("between", (x,), "⌊⌋")
+
+
 def _power(node: ToNode, base: Any, exponent: Any) -> Node:
-    if exponent in (0.5, -0.5) and not isinstance(exponent, torch.Tensor):
+    if not isinstance(exponent, torch.Tensor) and exponent in (0.5, -0.5):
         return root(node(base)) if exponent > 0 else divide(number(1), root(node(base)))
     return Node("pow", (node(base), node(exponent)))
 
@@ -198,14 +209,27 @@ def _same(node: ToNode, x: Any, *_: Any, **__: Any) -> Node:
     return node(x)
 
 
+def _cast(node: ToNode, x: torch.Tensor, *args: Any, **options: Any) -> Node:
+    """Another precision is not mentioned; what rounds to whole numbers is."""
+    dtype = next((value for value in (*args, *options.values()) if isinstance(value, torch.dtype)), x.dtype)
+    return call(str(dtype).removeprefix("torch."), node(x)) if _whole(dtype) and not _whole(x.dtype) else node(x)
+
+
+def _whole(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex)
+
+
 OPERATIONS: dict[str, Operation] = {
-    **dict.fromkeys(("to", "type", "type_as", "float", "half", "bfloat16", "double", "contiguous", "clone"), _same),
+    **dict.fromkeys(("type_as", "float", "half", "bfloat16", "double", "contiguous", "clone"), _same),
+    **dict.fromkeys(("to", "type"), _cast),
     **dict.fromkeys(("view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "permute"), _same),
     **dict.fromkeys(("squeeze", "unsqueeze", "expand", "expand_as", "broadcast_to", "repeat_interleave"), _same),
     "add": _plus,
     **dict.fromkeys(("sub", "subtract"), _minus),
     **dict.fromkeys(("mul", "multiply"), _times),
-    **dict.fromkeys(("div", "divide", "true_divide"), lambda node, a, b, **_: divide(node(a), node(b))),
+    **dict.fromkeys(("div", "divide", "true_divide"), _over),
+    **dict.fromkeys(("floor_divide", "floordiv"), lambda node, a, b: _rounded_down(divide(node(a), node(b)))),
+    "floor": lambda node, x: _rounded_down(node(x)),
     "rsub": lambda node, a, b, **_: Node("sub", (node(b), node(a))),
     **dict.fromkeys(("rdiv", "rtruediv"), lambda node, a, b: divide(node(b), node(a))),
     "rpow": lambda node, a, b: Node("pow", (node(b), node(a))),

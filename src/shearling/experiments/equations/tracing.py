@@ -4,6 +4,7 @@ Tensors on the meta device have shapes and no values: whatever module is there c
 branch that depends on values cannot pass unnoticed. Norms and projections are written by name and not entered.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,7 +18,9 @@ from shearling.experiments.equations.operations import READS, meaning
 
 Leaf = Callable[..., Any]
 
-RESHAPES = {"view", "reshape", "flatten", "unflatten"}
+RESHAPES = {"view", "view_as", "reshape", "reshape_as", "flatten", "unflatten"}
+SAMPLE = (2, 3)
+"""Sequences and tokens of what is traced: neither is 1, which would look like one number a token."""
 HEADS = "heads"
 """A branch's vectors as heads."""
 
@@ -73,13 +76,12 @@ class Recorder(TorchFunctionMode):
 
     def _meaning(self, function: str, args: tuple[Any, ...], options: dict[str, Any], result: torch.Tensor) -> Node:
         """What a call makes, movements between dimensions included where they are not those of heads."""
-        reshapes = function in RESHAPES and result.shape[-1:] != args[0].shape[-1:]
-        if self.heads and reshapes and result.ndim > args[0].ndim:
+        reshapes = function in RESHAPES and result.shape != args[0].shape
+        if self.heads and reshapes and result.ndim > args[0].ndim and result.shape[-1] != args[0].shape[-1]:
             return call(HEADS, self.node(args[0]))
         if self.heads or not (reshapes or function in MOVES):
             return meaning(function, self.node, args, options)
-        shape = "×".join(map(str, ["…", *result.shape[2:]]))
-        return call("reshape" if reshapes else function, self.node(args[0]), raw(shape))
+        return call("reshape" if reshapes else function, self.node(args[0]), raw(_in_words(result.shape)))
 
     def _bind_items(self, results: Any, function: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         """Several results: the parts of the first argument along its first dimension, or numbered results of a call."""
@@ -96,6 +98,13 @@ class Recorder(TorchFunctionMode):
         if not isinstance(value, torch.Tensor) or value.ndim == 0 or value.is_meta:
             return value
         return self.bind(value.to("meta"), self.node(value))
+
+
+def _in_words(shape: torch.Size) -> str:
+    """`…×4×8` behind sequences and tokens, `tokens×8` where these are one dimension."""
+    if shape[:1] == (math.prod(SAMPLE),):
+        return "×".join(map(str, ["tokens", *shape[1:]]))
+    return "×".join(map(str, ["…", *(shape[2:] or shape[-1:])]))
 
 
 def _check(function: str, args: tuple[Any, ...]) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from shearling.errors import UserError
 from shearling.experiments.report.charts import differences, learning_rates, loss_curves, training_curve
-from shearling.experiments.report.data import Arm, Comparison, Run, read
+from shearling.experiments.report.data import Arm, Comparison, read
+from shearling.experiments.report.executed import executed
 from shearling.experiments.report.maps import diagnostics
 from shearling.experiments.report.page import Album, comparison_page, run_page
 from shearling.experiments.report.pictures import png
@@ -31,11 +32,11 @@ def write_report(folder: Path) -> Path:
             "learning_rates": learning_rates(found),
             "diagnostics": diagnostics(found.arms),
         }
-        page = comparison_page(found, album, {arm.name: _equations(arm.runs[0]) for arm in found.arms})
+        page = comparison_page(found, album, {arm.name: executed(arm) for arm in found.arms})
     else:
         arm = Arm(found.name, {}, (found.run,))
         album = {"loss_curves": training_curve(found.run), "diagnostics": diagnostics([arm])}
-        page = run_page(found, album, _equations(found.run))
+        page = run_page(found, album, executed(arm))
     try:
         return _write(folder, page, album)
     except OSError as error:
@@ -49,13 +50,3 @@ def _write(folder: Path, page: str, album: Album) -> Path:
     path = folder / "report.html"
     write_atomically(path, page)
     return path
-
-
-def _equations(run: Run) -> str:
-    """What the run's blocks execute; where that cannot be told, why."""
-    from shearling.experiments.equations import model_equations
-
-    try:
-        return model_equations(run.spec().model)
-    except UserError as error:
-        return f"not known: {error}"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from shearling.experiments.report.data import Arm, Band, Comparison, Run, band, thinned
+from shearling.experiments.report.data import Arm, Band, Comparison, Run, band, is_paired, share, thinned
 from shearling.experiments.report.markup import number
 from shearling.experiments.report.pictures import (
     Draw,
@@ -28,14 +28,13 @@ LOSS = "validation loss (nats per token)"
 
 def loss_curves(comparison: Comparison) -> list[Picture]:
     """Validation loss over tokens with a band over the seeds: the whole run, then its last third."""
-    known = [(index, arm, found) for index, arm in enumerate(comparison.arms) if (found := band(arm.runs))]
-    if not known:
+    known = [(index, arm, band(arm.runs)) for index, arm in enumerate(comparison.arms)]
+    curves = [curve for _, _, found in known for curve in found.curves]
+    if not curves:
         return []
-    horizon = max(float(curve.tokens[-1]) for _, _, found in known for curve in found.curves)
-    height = 3.2 + legend_height([arm.name for _, arm, _ in known])
-    ends = ", ".join(
-        f"{arm.name} {number(found.mean[-1], '.3f')} after {found.x[-1]:,.0f} tokens" for _, arm, found in known
-    )
+    horizon = max(float(curve.tokens[-1]) for curve in curves)
+    height = 3.2 + legend_height([_label(arm, found) for _, arm, found in known])
+    ends = ", ".join(f"{arm.name} {_end(found)}" for _, arm, found in known)
     return [
         Picture("Loss curves", f"Validation loss over tokens: {ends}.", height, _curves(known, 0.0, horizon)),
         Picture(
@@ -43,6 +42,19 @@ def loss_curves(comparison: Comparison) -> list[Picture]:
             _curves(known, horizon * 2 / 3, horizon),
         ),
     ]  # fmt: skip
+
+
+def _label(arm: Arm, found: Band) -> str:
+    return short(arm.name) + share(len(found.curves), found.of)
+
+
+def _end(found: Band) -> str:
+    if not found.curves:
+        return "has no curve"
+    if not len(found.x):
+        return f"has no mean, since its {found.of} runs have no tokens in common"
+    last = f"{number(found.mean[-1], '.3f')} after {found.x[-1]:,.0f} tokens"
+    return last + share(len(found.curves), found.of)
 
 
 def _curves(known: Known, begin: float, end: float) -> Draw:
@@ -58,8 +70,8 @@ def _curves(known: Known, begin: float, end: float) -> Draw:
                 if curve.outcome == DIVERGED:
                     axes.plot(curve.tokens[-1] / divisor, curve.losses[-1], "X", color=style["color"], ms=8, zorder=5)
             axes.fill_between(found.x / divisor, found.low, found.high, color=style["color"], alpha=0.18, lw=0)
-            axes.plot(found.x / divisor, found.mean, **style, label=short(arm.name))
-        margin = 0.02 * (end - begin)
+            axes.plot(found.x / divisor, found.mean, **style, label=_label(arm, found))
+        margin = 0.02 * (end - begin) or 1.0
         axes.set_xlim((begin - margin) / divisor, (end + margin) / divisor)
         axes.set(xlabel=label, ylabel=LOSS, ylim=_limits(known, begin))
         legend(part, axes)
@@ -119,7 +131,8 @@ def differences(comparison: Comparison) -> list[Picture]:
             axes.plot(seeds, [row + 0.2] * len(seeds), "|", color=style["color"], ms=7)
             if versus["low"] is not None:
                 axes.plot([versus["low"], versus["high"]], [row, row], color=style["color"], lw=2.2)
-            axes.plot(versus["difference"], row, marker(index), color=style["color"], ms=7)
+            if versus["difference"] is not None:
+                axes.plot(versus["difference"], row, marker(index), color=style["color"], ms=7)
         axes.axvline(0, color=theme.ink, lw=1)
         names = [short(arm.name) for _, arm in shown]
         axes.set_yticks(range(len(shown)), names)
@@ -142,7 +155,7 @@ def _interval(versus: dict[str, Any]) -> str:
 
 def _paired(comparison: Comparison, arm: Arm) -> list[float]:
     """Each seed's own difference from the baseline's run of that seed; none where the seeds are not paired."""
-    if not comparison.figures["paired"]:
+    if not is_paired(comparison, arm):
         return []
     baseline = next(each for each in comparison.arms if each.name == comparison.figures["baseline"])
     of_seed = {run["seed"]: run["loss"] for run in baseline.figures["runs"]}
@@ -150,7 +163,7 @@ def _paired(comparison: Comparison, arm: Arm) -> list[float]:
 
 
 def learning_rates(comparison: Comparison) -> list[Picture]:
-    """Loss over learning rate for each arm that was tuned; ringed the best, crossed what diverged or collapsed."""
+    """Loss over learning rate for each arm that was tuned; ringed the chosen, crossed what diverged or collapsed."""
     tuned = [(index, arm) for index, arm in enumerate(comparison.arms) if arm.figures["tuning"]]
     if not tuned:
         return []
@@ -170,15 +183,15 @@ def learning_rates(comparison: Comparison) -> list[Picture]:
             y = [point["loss"] if fits else high + step * (row + 1) for point, fits in zip(points, ok, strict=True)]
             axes.plot(x, y, **style, marker=sign, ms=4.5, markevery=ok, label=short(arm.name))
             axes.plot(x, y, "X", color=style["color"], ms=7, markevery=[not fits for fits in ok])
-            best = min(range(len(points)), key=y.__getitem__)
-            axes.plot(x[best], y[best], "o", mfc="none", mec=style["color"], ms=12, mew=1.4)
+            chosen = [rate == arm.figures["learning_rate"] for rate in x]
+            axes.plot(x, y, "o", mfc="none", mec=style["color"], ms=12, mew=1.4, ls="", markevery=chosen)
         axes.set_ylim(low, high + step * (len(tuned) + 1))
         axes.set_xticks(_few(rates), [f"{rate:.2g}" for rate in _few(rates)])
         axes.minorticks_off()
         axes.set(xlabel="peak learning rate", ylabel=LOSS)
         legend(part, axes)
 
-    alt = "; ".join(f"{arm.name} is best at {arm.figures['learning_rate']:.3g}" for _, arm in tuned)
+    alt = "; ".join(f"{arm.name} was trained at {arm.figures['learning_rate']:.3g}" for _, arm in tuned)
     height = 3.0 + legend_height([arm.name for _, arm in tuned])
     return [Picture("Learning-rate sensitivity", f"Loss over learning rate for each arm: {alt}.", height, draw)]
 

@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from shearling.config import flatten, load
 from shearling.errors import UserError
+from shearling.experiments.report.contract import checked
 from shearling.training.run_folder import RunFolder, read_json
 from shearling.training.spec import ExperimentSpec
 
 COMPARISON = "comparison.json"
-VERSION = 1
 
 Array = npt.NDArray[np.float64]
 Line = dict[str, Any]
@@ -31,10 +31,17 @@ class Run:
     metrics: Sequence[Line]
     diagnostics: Sequence[Line]
     provenance: Line
+    equations: str | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether its config is there."""
+        return RunFolder(self.folder).begun
 
     def curve(self, figure: str) -> tuple[Array, Array]:
         """Tokens (N,) and a figure of metrics.jsonl (N,): `loss` of each step, `validation_loss` of each evaluation."""
-        points = [(line["tokens"], line[figure]) for line in self.metrics if line.get(figure) is not None]
+        lines = [line for line in self.metrics if line.get(figure) is not None and math.isfinite(line[figure])]
+        points = [(line["tokens"], line[figure]) for line in lines]
         table = np.array(points, dtype=float).reshape(-1, 2)
         return table[:, 0], table[:, 1]
 
@@ -88,26 +95,33 @@ class Curve:
 
 @dataclass(frozen=True)
 class Band:
-    """Curves of one arm's seeds: over x (M,) their mean and extremes (M,) as far as every seed came, and each run's."""
+    """Curves of one arm's seeds: over x (M,) their mean and extremes (M,) as far as every seed came, and each run's.
+
+    Runs without an evaluation have no curve; `of` counts all. x is empty where the curves have no tokens in common.
+    """
 
     x: Array
     mean: Array
     low: Array
     high: Array
     curves: tuple[Curve, ...]
+    of: int
 
 
 @dataclass(frozen=True)
 class Measured:
     """A diagnostic of one arm at each measured step (S,): the mean over the seeds, not a number where a seed's is none.
 
-    Per layer the shape is (S, L); a scalar's is (S, 1).
+    Per layer the shape is (S, L); a scalar's is (S, 1). It is of `seeds` runs `of` all; the others measured nothing.
+    Nothing is in `steps` where those have no measured step in common.
     """
 
     steps: Array
     mean: Array
     low: Array
     high: Array
+    seeds: int
+    of: int
 
 
 def read(folder: Path) -> Comparison | SingleRun:
@@ -128,9 +142,7 @@ def read(folder: Path) -> Comparison | SingleRun:
 
 def _comparison(folder: Path) -> Comparison:
     path = folder / COMPARISON
-    figures = read_json(path)
-    if not isinstance(figures, dict) or (figures.get("kind"), figures.get("version")) != ("comparison", VERSION):
-        raise UserError(f"{path}: no comparison of version {VERSION}: run the same `shearling compare` again")
+    figures = checked(read_json(path), path)
     arms = tuple(
         Arm(arm["name"], arm, tuple(_run(folder / run["folder"], run["outcome"]) for run in arm["runs"]))
         for arm in figures["arms"]
@@ -155,11 +167,12 @@ def _run(folder: Path, outcome: str) -> Run:
         files.read_metrics() if files.metrics.exists() else [],
         files.read_diagnostics(),
         read_json(files.provenance) if files.provenance.exists() else {},
+        files.equations.read_text() if files.equations.exists() else None,
     )
 
 
-def band(runs: Sequence[Run]) -> Band | None:
-    """Validation loss over tokens of one arm's runs, on the union of their evaluations; None where there are none.
+def band(runs: Sequence[Run]) -> Band:
+    """Validation loss over tokens of one arm's runs, on the union of their evaluations.
 
     Between a run's evaluations the loss is interpolated. The mean ends where the first run ends, so that it never
     comes to be of the survivors alone.
@@ -167,12 +180,18 @@ def band(runs: Sequence[Run]) -> Band | None:
     curves = [Curve(*run.curve("validation_loss"), run.outcome) for run in runs]
     curves = [curve for curve in curves if len(curve.tokens)]
     if not curves:
-        return None
+        nothing = np.empty(0)
+        return Band(nothing, nothing, nothing, nothing, (), len(runs))
     begin, end = max(curve.tokens[0] for curve in curves), min(curve.tokens[-1] for curve in curves)
     union = np.unique(np.concatenate([curve.tokens for curve in curves]))
     x = union[(union >= begin) & (union <= end)]
     values = np.array([np.interp(x, curve.tokens, curve.losses) for curve in curves])
-    return Band(x, values.mean(0), values.min(0), values.max(0), tuple(curves))
+    return Band(x, values.mean(0), values.min(0), values.max(0), tuple(curves), len(runs))
+
+
+def share(drawn: int, of: int) -> str:
+    """` (2 of 3 seeds)` where some have nothing to draw."""
+    return "" if drawn == of else f" ({drawn} of {of} seeds)"
 
 
 def thinned(values: Array, most: int = 300) -> Array:
@@ -180,19 +199,19 @@ def thinned(values: Array, most: int = 300) -> Array:
     return np.array([part.mean() for part in np.array_split(values, most) if part.size])
 
 
-def measured(runs: Sequence[Run], name: str) -> Measured | None:
-    """One diagnostic of one arm over its seeds, at the steps that every seed reached; None where nobody measured it."""
+def measured(runs: Sequence[Run], name: str) -> Measured:
+    """One diagnostic of one arm over its seeds, at the steps that every seed reached that measured it at all."""
     tables = [_table(run, name) for run in runs]
     tables = [table for table in tables if table]
-    if not tables:
-        return None
-    steps = sorted(set.intersection(*(set(table) for table in tables)))
+    steps = sorted(set.intersection(*(set(table) for table in tables))) if tables else []
     if not steps:
-        return None
+        nothing = np.empty((0, 1))
+        return Measured(np.empty(0), nothing, nothing, nothing, len(tables), len(runs))
     width = max(len(table[step]) for table in tables for step in steps)
     padded = [[table[step] + [math.nan] * (width - len(table[step])) for step in steps] for table in tables]
     values = np.array(padded)
-    return Measured(np.array(steps, dtype=float), values.mean(0), values.min(0), values.max(0))
+    found = values.mean(0), values.min(0), values.max(0)
+    return Measured(np.array(steps, dtype=float), *found, len(tables), len(runs))
 
 
 def _table(run: Run, name: str) -> dict[int, list[float]]:
@@ -211,6 +230,12 @@ def diagnostic_names(arms: Sequence[Arm]) -> tuple[list[str], list[str]]:
     names = list(dict.fromkeys(name for line in lines for name in line if name not in ("step", "tokens", "seconds")))
     layered = [name for name in names if any(isinstance(line.get(name), list) for line in lines)]
     return layered, [name for name in names if name not in layered]
+
+
+def is_paired(comparison: Comparison, arm: Arm) -> bool:
+    """Whether an arm was measured against the baseline seed by seed; older files say it for all arms together."""
+    versus = arm.figures["versus"] or {}
+    return bool(versus.get("paired", comparison.figures["paired"]))
 
 
 def outcomes(arm: Arm) -> Counter[str]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shearling.experiments.report.data import Arm, Array, Measured, diagnostic_names, measured
+from shearling.experiments.report.data import Arm, Array, Measured, diagnostic_names, measured, share
 from shearling.experiments.report.pictures import Picture, Theme, legend, legend_height, look, short
 
 if TYPE_CHECKING:
@@ -39,13 +39,28 @@ def diagnostics(arms: Sequence[Arm]) -> list[Picture]:
     """A heat map for each diagnostic that was measured per layer, then the scalars as lines."""
     layered, scalars = diagnostic_names(arms)
     drawn = [(_heat_map, name) for name in layered] + [(_line, name) for name in scalars]
-    return [draw(name, known) for draw, name in drawn if (known := _known(arms, name))]
+    return [draw(name, *known) for draw, name in drawn if (known := _known(arms, name))]
 
 
-def _known(arms: Sequence[Arm], name: str) -> Known:
-    """What the arms measured; none of it where no figure is finite, as of a spike score before there is a history."""
-    known = [(index, arm, found) for index, arm in enumerate(arms) if (found := measured(arm.runs, name))]
-    return known if any(np.isfinite(found.mean).any() for _, _, found in known) else []
+def _known(arms: Sequence[Arm], name: str) -> tuple[Known, str] | None:
+    """What the arms measured, and of which there is nothing to draw.
+
+    None where no figure is finite, as of a spike score before there is a history.
+    """
+    found = [(index, arm, measured(arm.runs, name)) for index, arm in enumerate(arms)]
+    if not any(np.isfinite(each.mean).any() for _, _, each in found):
+        return None
+    missing = [f"{arm.name} ({_why(each)})" for _, arm, each in found if not len(each.steps)]
+    note = f"Not drawn: {', '.join(missing)}." if missing else ""
+    return [each for each in found if len(each[2].steps)], note
+
+
+def _why(found: Measured) -> str:
+    return "no step in common to its seeds" if found.seeds else f"measured by 0 of {found.of} seeds"
+
+
+def _label(arm: Arm, found: Measured) -> str:
+    return short(arm.name) + share(found.seeds, found.of)
 
 
 def _words(name: str) -> tuple[str, str]:
@@ -58,7 +73,7 @@ def _title(name: str) -> str:
     return f"{words[:1].upper()}{words[1:]}" + (f" ({unit})" if unit else "")
 
 
-def _heat_map(name: str, known: Known) -> Picture:
+def _heat_map(name: str, known: Known, note: str) -> Picture:
     def draw(part: "Figure", theme: Theme) -> None:
         import matplotlib
 
@@ -71,8 +86,8 @@ def _heat_map(name: str, known: Known) -> Picture:
                 _edges(found.steps), np.arange(layers + 1) + 0.5, np.ma.masked_invalid(found.mean.T),
                 norm=norm, cmap=colours, rasterized=True,
             )  # fmt: skip
-            if len(known) > 1:
-                axes.set_title(short(arm.name))
+            if _has_names(known):
+                axes.set_title(_label(arm, found))
             axes.set(ylabel="layer", yticks=_layer_ticks(layers))
             axes.grid(visible=False)
         panels[-1].set_xlabel("step")
@@ -80,29 +95,36 @@ def _heat_map(name: str, known: Known) -> Picture:
         bar.outline.set_visible(False)
         _plain_ticks(bar.ax.yaxis)
 
-    alt = ". ".join(f"{arm.name}: {_extremes(found)}" for _, arm, found in known)
-    return Picture(
-        _title(name), f"Heat map of {_words(name)[0]} by layer and step. {alt}.", 0.75 + 1.0 * len(known), draw
-    )
+    alt = _alt(f"Heat map of {_words(name)[0]} by layer and step", known, note)
+    return Picture(_title(name), alt, 0.75 + 1.0 * len(known), draw, note)
 
 
-def _line(name: str, known: Known) -> Picture:
+def _line(name: str, known: Known, note: str) -> Picture:
     def draw(part: "Figure", theme: Theme) -> None:
         axes = part.subplots()
         for index, arm, found in known:
             style = look(theme, index)
             axes.fill_between(found.steps, found.low[:, 0], found.high[:, 0], color=style["color"], alpha=0.18, lw=0)
-            axes.plot(found.steps, found.mean[:, 0], **style, label=short(arm.name))
+            axes.plot(found.steps, found.mean[:, 0], **style, label=_label(arm, found))
         if _spans_decades([found.mean for _, _, found in known]):
             axes.set_yscale("log")
             _plain_ticks(axes.yaxis)
         axes.set(xlabel="step", ylabel=_words(name)[1] or _words(name)[0])
-        if len(known) > 1:
+        if _has_names(known):
             legend(part, axes)
 
-    alt = ". ".join(f"{arm.name}: {_extremes(found)}" for _, arm, found in known)
-    height = 2.4 + (legend_height([arm.name for _, arm, _ in known]) if len(known) > 1 else 0)
-    return Picture(_title(name), f"{_words(name)[0]} over steps. {alt}.", height, draw)
+    height = 2.4 + (legend_height([_label(arm, found) for _, arm, found in known]) if _has_names(known) else 0)
+    return Picture(_title(name), _alt(f"{_words(name)[0]} over steps", known, note), height, draw, note)
+
+
+def _has_names(known: Known) -> bool:
+    """Whether there is more to tell apart, or to tell, than one whole arm."""
+    return len(known) > 1 or any(share(found.seeds, found.of) for _, _, found in known)
+
+
+def _alt(what: str, known: Known, note: str) -> str:
+    figures = (f"{arm.name}{share(found.seeds, found.of)}: {_extremes(found)}" for _, arm, found in known)
+    return " ".join(filter(None, [f"{what}. {'. '.join(figures)}.", note]))
 
 
 def _extremes(found: Measured) -> str:

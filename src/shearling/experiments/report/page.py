@@ -1,10 +1,11 @@
 """The page: one HTML file that holds its pictures and asks nobody for anything."""
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from shearling.experiments.report import sections
 from shearling.experiments.report.data import Comparison, SingleRun
+from shearling.experiments.report.executed import Executed
 from shearling.experiments.report.markup import Html, element, pairs
 from shearling.experiments.report.pictures import DARK, LIGHT, WIDTH, Picture, Theme, svg
 from shearling.experiments.report.style import style_sheet
@@ -16,7 +17,7 @@ Album = dict[str, list[Picture]]
 """The pictures by the name of their PNG: loss_curves, differences, learning_rates, diagnostics."""
 
 
-def comparison_page(comparison: Comparison, album: Album, equations: dict[str, str]) -> str:
+def comparison_page(comparison: Comparison, album: Album, equations: Mapping[str, Sequence[Executed]]) -> str:
     """The report of a comparison.
 
     Args:
@@ -43,14 +44,14 @@ def comparison_page(comparison: Comparison, album: Album, equations: dict[str, s
     return _page(figures["name"], parts, len(arms))
 
 
-def run_page(single: SingleRun, album: Album, equations: str | None) -> str:
+def run_page(single: SingleRun, album: Album, equations: Sequence[Executed]) -> str:
     """The report of a single run."""
     parts = [
         element("h1", single.name),
         _section("Results", *sections.results(single.results)),
         _section("Loss curve", _gallery(album["loss_curves"])) if album["loss_curves"] else None,
         _section("Diagnostics", _gallery(album["diagnostics"])) if album["diagnostics"] else None,
-        _section("Equations", element("pre", equations)) if equations else None,
+        _section("Equations", *sections.run_equations(equations)) if equations else None,
         _section("Recipe", sections.recipe(single.options, "The whole config")),
         _section("Provenance", pairs("provenance", sections.provenance([single.run]))),
     ]
@@ -86,7 +87,8 @@ def _figure(picture: Picture) -> Html:
         element("source", media="(prefers-color-scheme: dark)", srcset=_data(picture, DARK)),
         element("img", src=_data(picture, LIGHT), alt=picture.alt, **size),
     )
-    return element("figure", element("h3", picture.title), image)
+    note = element("figcaption", picture.note) if picture.note else None
+    return element("figure", element("h3", picture.title), image, note)
 
 
 def _data(picture: Picture, theme: Theme) -> str:

@@ -70,12 +70,14 @@ class Picture:
         alt: what it shows, for those who cannot see it.
         height: inches; the width is WIDTH.
         draw: draws it into an empty figure.
+        note: what stands below it: what is not drawn.
     """
 
     title: str
     alt: str
     height: float
     draw: Draw
+    note: str = ""
 
 
 def svg(picture: Picture, theme: Theme) -> str:

@@ -2,10 +2,11 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from shearling.experiments.report.data import Arm, Comparison, Run, outcomes
+from shearling.experiments.report.data import Arm, Comparison, Run, is_paired, outcomes
+from shearling.experiments.report.executed import Executed
 from shearling.experiments.report.markup import Html, element, number, pairs, plain, probability, table, together
 from shearling.experiments.statistics import LEVEL
 from shearling.training.run_folder import DIVERGED
@@ -16,13 +17,14 @@ SIGNS = {"better": "✓", "worse": "✗", "not distinguishable": "≈", "no verd
 CURVES = element(
     "p",
     "Thick: the mean over the seeds, as far as every seed came. Band: from the lowest to the highest seed. Thin: each "
-    "seed. ✕: where a run diverged; a run that went wrong may leave the picture upwards.",
+    "seed. ✕: where a run diverged; a run that went wrong may leave the picture upwards. Where a name counts its "
+    "seeds, the others have nothing to draw.",
     class_="note",
 )
 DIAGNOSTICS = element(
     "p",
     "Means over the seeds, at the steps that every seed reached; lines with a band over the seeds. The arms of a heat "
-    "map share its scale of colours. Grey: not finite.",
+    "map share its scale of colours. Grey: not finite. Where a name counts its seeds, the others measured nothing.",
     class_="note",
 )
 
@@ -30,14 +32,23 @@ DIAGNOSTICS = element(
 def lead(comparison: Comparison) -> str:
     """What was compared, in a sentence."""
     figures, others = comparison.figures, len(comparison.arms) - 1
-    if figures["paired"]:
-        seeds = f"seeds {', '.join(map(str, figures['seeds']))}, paired: the same initial tensors and batches"
-    else:
-        seeds = f"{len(figures['seeds'])} seeds for each arm, of its own: not paired"
     return (
         f"{others} arm{'s' if others > 1 else ''} against the baseline {figures['baseline']} · "
-        f"{seeds} · loss in nats per token, lower is better"
+        f"{_seeds(comparison)} · loss in nats per token, lower is better"
     )
+
+
+def _seeds(comparison: Comparison) -> str:
+    """How the seeds of the arms belong together."""
+    figures = comparison.figures
+    others = [arm for arm in comparison.arms if arm.figures["versus"]]
+    own = [arm.name for arm in others if not is_paired(comparison, arm)]
+    if others and len(own) == len(others):
+        return f"{len(figures['seeds'])} seeds for each arm, of its own: not paired"
+    paired = f"seeds {', '.join(map(str, figures['seeds']))}, paired"
+    if own:
+        return f"{paired} by seed, but for {', '.join(own)} with seeds of its own"
+    return f"{paired}: the same initial tensors and batches" if figures.get("same_start") else f"{paired} by seed"
 
 
 def word(versus: dict[str, Any] | None) -> str:
@@ -96,8 +107,9 @@ def difference_table(comparison: Comparison) -> Html:
         "p",
         "Differences in nats per token; below zero the arm is better. Each interval is of its arm alone, while p is "
         "adjusted for all arms. Smallest visible effect: the true difference that this many seeds would have found in "
-        "80 % of such comparisons, at 5 %. No run is left out: one that diverged counts as its loss at initialization, "
-        "and no loss counts for more. Ticks in the picture: single seeds.",
+        "80 % of such comparisons, at 5 % over all arms; not told where a run failed. No run is left out: one that "
+        "diverged counts as a model that knows nothing, ln V, and no loss counts for more. Ticks in the picture: "
+        "single seeds.",
         class_="note",
     )
     rows = [tuple(_difference(index, arm)) for index, arm in enumerate(comparison.arms)]
@@ -134,9 +146,8 @@ def tuning_table(comparison: Comparison) -> Html:
     ]
     note = element(
         "p",
-        "Tuned on a seed that is not among the comparison's. Sensitivity: the mean over the grid of min(loss, loss at "
-        "initialization) minus the best loss. Ringed: the best. ✕, at the upper edge whatever the loss: diverged or "
-        "collapsed.",
+        "Tuned on a seed that is not among the comparison's. Sensitivity: the mean over the grid of min(loss, ln V), "
+        "minus the best loss. Ringed: the chosen. ✕, at the upper edge whatever the loss: diverged or collapsed.",
         class_="note",
     )
     return together([table("learning rates", ["arm", "best", "rates tried", "sensitivity (nats)"], rows), note])
@@ -162,13 +173,30 @@ def budget_table(comparison: Comparison) -> Html:
     return together([table("losses at equal cost", head, rows), element("p", note, class_="note")])
 
 
-def equations(texts: dict[str, str], baseline: str) -> Iterator[Html]:
+def equations(entries: Mapping[str, Sequence[Executed]], baseline: str) -> Iterator[Html]:
     """What the arms execute, equal ones once; marked, the lines that the baseline does not have."""
     yield element("p", "Read off the modules that ran. Marked: lines that the baseline does not have.", class_="note")
-    known = set(texts.get(baseline, "").splitlines())
-    for text in dict.fromkeys(texts.values()):
-        lines = [line if line in known else element("mark", line) for line in text.splitlines()]
-        yield element("h3", ", ".join(name for name, its_text in texts.items() if its_text == text))
+    of_baseline = "\n".join(entry.text for entry in entries.get(baseline, ()))
+    arms: dict[Executed, list[str]] = {}
+    for name, own in entries.items():
+        for entry in own:
+            arms.setdefault(entry, []).append(name)
+    for entry, names in arms.items():
+        yield element("h3", ", ".join(names))
+        yield from _entry(entry, set((of_baseline or entry.text).splitlines()))
+
+
+def run_equations(entries: Sequence[Executed]) -> Iterator[Html]:
+    """What a single run executes."""
+    for entry in entries:
+        yield from _entry(entry, set(entry.text.splitlines()))
+
+
+def _entry(entry: Executed, unmarked: set[str]) -> Iterator[Html]:
+    if entry.note:
+        yield element("p", entry.note, class_="note")
+    if entry.text:
+        lines = [line if line in unmarked else element("mark", line) for line in entry.text.splitlines()]
         yield element("pre", *(together([line, "\n"]) for line in lines))
 
 
@@ -236,6 +264,8 @@ def provenance(runs: Sequence[Run]) -> Iterator[tuple[str, object]]:
         yield key.replace("_", " "), _values(plain(each.get(key)) for each in known)
     for package in dict.fromkeys(name for each in known for name in each["packages"]):
         yield package, _values(plain(each["packages"].get(package)) for each in known)
+    if any(each["hashes"].get("code") for each in known):
+        yield "hash of the user's own code", _values(each["hashes"].get("code") or "none" for each in known)
     for name in ("data", "tokenizer"):
         yield f"{name} hash", _values(plain(each["hashes"].get(name)) for each in known)
     if len(known) == 1:
