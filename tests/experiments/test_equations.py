@@ -12,7 +12,7 @@ from torch import nn
 from shearling.errors import UserError
 from shearling.experiments.equations import block_equations, model_equations
 from shearling.models.layers.normalization import NORMS
-from shearling.models.layers.placement import PLACEMENTS
+from shearling.models.layers.placements import PLACEMENTS
 from shearling.models.spec import ModelSpec
 from shearling.models.transformer import Transformer
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from shearling.config import editor_schema
 from shearling.data.stream import Batch
 from shearling.experiments.summary import summarize
-from shearling.models.layers.placement import PLACEMENTS
+from shearling.models.layers.placements import PLACEMENTS
 from shearling.training.resolve import load_experiment
 from shearling.training.spec import ExperimentSpec
 from shearling.training.state import build_state

@@ -14,7 +14,7 @@ from torch import nn
 
 from shearling.config import fingerprint
 from shearling.errors import Interrupted
-from shearling.models.layers.placement import PLACEMENTS
+from shearling.models.layers.placements import PLACEMENTS
 from shearling.models.spec import ModelSpec
 from shearling.models.transformer import Transformer
 from shearling.training import checkpoints, loop

@@ -21,7 +21,8 @@ from shearling.models.initialization import initialize
 from shearling.models.layers.attention import SHORT, Context, KVCache
 from shearling.models.layers.linear import Linear
 from shearling.models.layers.normalization import StoredGain, build_norm
-from shearling.models.layers.placement import Where, place, placement_class
+from shearling.models.layers.placement import Where
+from shearling.models.layers.placements import place, placement_class
 from shearling.models.layers.position import build_position
 from shearling.models.spec import ModelSpec
 from shearling.seeding import derive_seed

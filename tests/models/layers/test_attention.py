@@ -175,7 +175,8 @@ class TestWhatPlacementsPutInside:
 
 
 def test_placements_ask_for_what_their_papers_put_inside():
-    from shearling.models.layers.placement import PLACEMENTS, Where
+    from shearling.models.layers.placement import Where
+    from shearling.models.layers.placements import PLACEMENTS
 
     asked = {}
     for kind, placement in PLACEMENTS.items():

@@ -8,7 +8,7 @@ import torch
 
 from shearling.errors import UserError
 from shearling.models.cost import parameters
-from shearling.models.layers.placement import PLACEMENTS
+from shearling.models.layers.placements import PLACEMENTS
 from shearling.models.spec import ModelSpec
 from shearling.models.transformer import Transformer
 
@@ -442,7 +442,8 @@ def test_a_placement_that_calls_its_branch_twice_is_refused(tmp_path, monkeypatc
 
 
 def test_a_share_of_mix_ln_that_floating_point_rounds_down_counts_whole():
-    from shearling.models.layers.placement import MixLN, PostNorm, PreNorm, Where
+    from shearling.models.layers.placement import Where
+    from shearling.models.layers.placements import MixLN, PostNorm, PreNorm
 
     options = spec({"kind": "mix", "share": 0.58}).placement
     kinds = [MixLN.of(options, Where(layer, 50, "attention")) for layer in (29, 30)]

@@ -49,7 +49,7 @@ def comparison(
         "kind": "comparison",
         "version": 1,
         "name": name,
-        "command": sys.argv,
+        "command": ["shearling", *sys.argv[1:]],
         "baseline": plan.baseline,
         "seeds": plan.seeds(baseline),
         "paired": plan.paired,
