@@ -248,3 +248,8 @@ class TestControls:
     def test_run_on_an_encoder_too(self, warmed):
         for arm in control_arms(warmed("iid_unpaired", **BERT)).values():
             assert json.dumps(train(arm), allow_nan=False)
+
+
+def test_moments_of_other_weights_are_not_carried_over(warmed):
+    with pytest.raises(ValueError, match="set optimizer_state: reset"):
+        warmed(keep="moments", optimizer_state="carry")

@@ -151,7 +151,7 @@ class TestResuming:
             {"kind": "iid_unpaired"},
             {"kind": "gaussian", "optimizer_state": "carry", "model": {"dropout": 0.1, "tie_embeddings": False}},
             {"kind": "shuffled", "keep": "moments"},
-            {"kind": "unigram", "schedule": "continue", "keep": "moments", "optimizer_state": "carry"},
+            {"kind": "unigram", "schedule": "continue", "optimizer_state": "carry"},
         ],
         ids=lambda options: options["kind"],
     )
