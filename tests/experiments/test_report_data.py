@@ -191,3 +191,9 @@ class TestARefusal:
         (tmp_path / file).write_text((tmp_path / file).read_text() + "oops\n")
         with pytest.raises(UserError, match=f"{file}:2"):
             read(tmp_path)
+
+
+def test_a_comparison_that_is_not_finished_is_told_to_go_on(tmp_path):
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(UserError, match="not finished: give its command again"):
+        read(tmp_path)

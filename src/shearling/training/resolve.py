@@ -16,6 +16,7 @@ from shearling.models.cost import (
     parameters,
     training_flops_per_token,
 )
+from shearling.models.trial import try_custom_parts
 from shearling.training.spec import ExperimentSpec, MaskedTokenSpec
 
 MOMENTS = {"adamw": 2}
@@ -84,8 +85,9 @@ def resolve(spec: ExperimentSpec) -> Resolved:
     A horizon in tokens or FLOPs becomes the nearest whole number of updates, at least one.
 
     Raises:
-        UserError: the horizon is no number of steps, or warm-up takes all of it.
+        UserError: the horizon is no number of steps, warm-up takes all of it, or a user's own class does not serve.
     """
+    try_custom_parts(spec.model)
     training, counts = spec.training, parameters(spec.model)
     objective = training.objective
     predicted = objective.share if isinstance(objective, MaskedTokenSpec) else 1.0

@@ -134,6 +134,8 @@ def read(folder: Path) -> Comparison | SingleRun:
         return _comparison(folder)
     if RunFolder(folder).begun:
         return _single_run(folder)
+    if (folder / "plan.json").is_file():
+        raise UserError(f"{folder}: this comparison is not finished: give its command again, and it goes on")
     raise UserError(
         f"{folder}: no folder to report on, for it has neither {COMPARISON} nor experiment_config.yaml: "
         "give the folder of a finished `shearling compare` (its --out), or a run folder"
