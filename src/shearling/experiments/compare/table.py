@@ -77,7 +77,7 @@ def _tunings(arms: Iterable[dict[str, Any]]) -> str:
 
 
 def _point(point: dict[str, Any]) -> str:
-    return f"{point['loss']:.4f}" if point["outcome"] == "ok" else point["outcome"]
+    return f"{point['loss']:.4f}" + ("" if point["outcome"] == "ok" else f" ({point['outcome']})")
 
 
 def _budgets(comparison: dict[str, Any]) -> str:

@@ -139,6 +139,11 @@ def _warnings(plan: Plan, results: Mapping[str, Sequence[Result]], tunings: Mapp
         for name, tuning in tunings.items()
         if tuning.beyond
     ]
+    found += [
+        f"{name}: no learning rate of its grid came through: the lowest loss of failed runs was taken"
+        for name, tuning in tunings.items()
+        if all(point.outcome != OK for point in tuning.points)
+    ]
     if not tunings and RATE not in differing(plan.arms):
         found.append("one learning rate for all arms, tuned for none: --tune lr finds each arm's own")
     if all(run.outcome != OK for runs in results.values() for run in runs):
