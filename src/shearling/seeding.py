@@ -10,4 +10,4 @@ def derive_seed(*parts: int | str) -> int:
     that no draw depends on how many others came before it, and nothing needs a generator's state to be resumed.
     """
     text = "\0".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "little") >> 1

@@ -11,7 +11,7 @@ knows it (a schedule's warm-up survives a change of the schedule) and goes if it
 from shearling.config.editor import editor_schema, save_editor_schema
 from shearling.config.load import Loaded, load, sections
 from shearling.config.record import differences, dump, fingerprint, flatten
-from shearling.config.spec import CHOICE, HARMLESS, CustomSpec, Spec, UserPath
+from shearling.config.spec import CHOICE, HARMLESS, CustomSpec, Spec, UserPath, at_home
 
 __all__ = [
     "CHOICE",
@@ -20,6 +20,7 @@ __all__ = [
     "Loaded",
     "Spec",
     "UserPath",
+    "at_home",
     "differences",
     "dump",
     "editor_schema",

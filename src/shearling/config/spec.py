@@ -6,15 +6,22 @@ from typing import Annotated, Any, ClassVar, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from shearling.errors import UserError
 
-def _at_home(path: Path) -> Path:
+
+def at_home(path: Path) -> Path:
+    """The path with a leading `~` replaced: the shell does not see it in `output_dir=~/runs` or `--out=~/x`.
+
+    Raises:
+        UserError: `~nobody` has no home.
+    """
     try:
         return path.expanduser()
-    except RuntimeError as error:  # `~nobody`
-        raise ValueError(f"{path}: no such home folder") from error
+    except RuntimeError as error:
+        raise UserError(f"{path}: no such home folder") from error
 
 
-UserPath = Annotated[Path, AfterValidator(_at_home)]
+UserPath = Annotated[Path, AfterValidator(at_home)]
 """A path in which a leading `~` is the user's home: the shell does not see it in `output_dir=~/runs`."""
 
 HARMLESS: dict[str, Any] = {"affects_results": False}

@@ -154,17 +154,22 @@ class EvaluationSet:
         n_bytes = int(np.sum(dataset.document_bytes[chosen], dtype=np.int64))
         return cls(tokens, np.repeat(np.arange(count), lengths[chosen]), n_bytes)
 
-    def batches(self, seq_len: int, sequences: int) -> Iterator[tuple[Batch, int]]:
+    def batches(self, seq_len: int, sequences: int, document_ids: bool = True) -> Iterator[tuple[Batch, int]]:
         """Consecutive windows in batches of at most `sequences`, and how many targets each batch has.
 
         Every token but the first is a target exactly once; the last window may be shorter.
+
+        Args:
+            document_ids: whether the batches have them.
         """
         n_targets = len(self.tokens) - 1
         whole = n_targets // seq_len
         for first in range(0, whole, sequences):
             rows = [slice(i * seq_len, (i + 1) * seq_len) for i in range(first, min(first + sequences, whole))]
             tokens = np.stack([self.tokens[row.start : row.stop + 1] for row in rows])
-            yield Batch(tokens, np.stack([self.document_ids[row] for row in rows])), len(rows) * seq_len
+            documents = np.stack([self.document_ids[row] for row in rows]) if document_ids else None
+            yield Batch(tokens, documents), len(rows) * seq_len
         if n_targets % seq_len:
             rest = slice(whole * seq_len, n_targets)
-            yield Batch(self.tokens[None, rest.start :], self.document_ids[None, rest]), n_targets - rest.start
+            documents = self.document_ids[None, rest] if document_ids else None
+            yield Batch(self.tokens[None, rest.start :], documents), n_targets - rest.start

@@ -49,13 +49,18 @@ def construct(made: type[T], key: str, /, *arguments: Any, **options: Any) -> T:
     return made(*arguments, **options)
 
 
+def custom_parts(spec: ModelSpec) -> dict[str, CustomSpec]:
+    """The parts of a model that are the user's own, by the option that names them."""
+    parts = {"model.norm": spec.norm, "model.placement": spec.placement}
+    return {key: part for key, part in parts.items() if isinstance(part, CustomSpec)}
+
+
 def custom_code_hash(spec: ModelSpec) -> str:
     """SHA-256, in hexadecimal, of the files of a user's own norm and placement and of the classes that they extend.
 
     Neither this package's files nor PyTorch's are among them; empty where nothing is the user's own.
     """
-    parts = {"model.norm": spec.norm, "model.placement": spec.placement}
-    classes = [load_class(part.kind, nn.Module, key) for key, part in parts.items() if isinstance(part, CustomSpec)]
+    classes = [load_class(part.kind, nn.Module, key) for key, part in custom_parts(spec).items()]
     own = {made for found in classes for made in found.__mro__ if made.__module__.split(".")[0] not in NOT_THE_USERS}
     files = sorted({inspect.getfile(made) for made in own})
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest() if files else ""

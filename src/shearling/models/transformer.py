@@ -191,17 +191,15 @@ class Transformer(nn.Module):
         causal, T, device = self.spec.causal, len(positions_T), positions_T.device
         start = caches[0].length if caches else 0
         keys_S = torch.arange(start + T, device=device)
-        seen_TS = positions_T[:, None] >= keys_S if causal else torch.ones(T, T, dtype=torch.bool, device=device)
         bias = self.position.bias(positions_T, keys_S)
         mask = None
-        if document_ids_BT is not None:
-            same = document_ids_BT[:, None, :, None] == document_ids_BT[:, None, None, :]
-            mask = same & seen_TS
-        elif bias is not None or (start and T > 1):  # several new tokens behind a cache: causal, but not square
-            mask = seen_TS
-        if bias is not None:
-            assert mask is not None
-            mask = bias.masked_fill(~mask, -torch.inf)
+        # Several new tokens behind a cache see causally, but not in a square, which is all that kernels know.
+        if document_ids_BT is not None or bias is not None or (start and T > 1):
+            mask = positions_T[:, None] >= keys_S if causal else torch.ones(T, T, dtype=torch.bool, device=device)
+            if document_ids_BT is not None:
+                mask = mask & (document_ids_BT[:, None, :, None] == document_ids_BT[:, None, None, :])
+            if bias is not None:
+                mask = bias.masked_fill(~mask, -torch.inf)
         short = mask is None and caches is None and T <= SHORT and device.type == "cpu"
         changing = self.spec.placement.residual_warmup is not None
         step = torch.tensor(self.step, device=device, dtype=torch.float32) if changing else None

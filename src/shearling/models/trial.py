@@ -1,11 +1,12 @@
 """A trial of a user's own norm or placement, before anything is trained with it."""
 
 import copy
+import functools
 
 import torch
 
-from shearling.config import CustomSpec
 from shearling.errors import UserError
+from shearling.models.custom import custom_parts
 from shearling.models.layers.normalization import build_norm
 from shearling.models.spec import ModelSpec
 from shearling.models.transformer import Transformer
@@ -13,6 +14,7 @@ from shearling.models.transformer import Transformer
 TOKENS, VOCABULARY = 8, 32
 
 
+@functools.lru_cache(maxsize=16)
 def try_custom_parts(spec: ModelSpec) -> None:
     """Run a small model with the user's classes, and refuse what no comparison could be trusted with.
 
@@ -20,17 +22,17 @@ def try_custom_parts(spec: ModelSpec) -> None:
         UserError: a class fails, a norm changes shape or dtype, or a token's result depends on later tokens or on other
             sequences: a model that sees what it is to predict beats every other.
     """
-    own = [part.kind for part in (spec.norm, spec.placement) if isinstance(part, CustomSpec)]
+    own = custom_parts(spec)
     if not own:
         return
-    names = " and ".join(own)
+    names = " and ".join(part.kind for part in own.values())
     small = {"n_layers": min(2, spec.n_layers), "vocab_size": VOCABULARY, "max_seq_len": TOKENS, "init_std": 0.3}
     generator = torch.Generator().manual_seed(0)
     tokens_BT = torch.randint(VOCABULARY, (2, TOKENS), generator=generator)
     changed_BT = tokens_BT.clone()
     changed_BT[0, -1] = (tokens_BT[0, -1] + 1) % VOCABULARY
     try:
-        if isinstance(spec.norm, CustomSpec):
+        if "model.norm" in own:
             _try_norm(spec)
         model = Transformer(spec.model_copy(update={**small, "dropout": 0.0, "attention_dropout": 0.0}))
         with torch.no_grad():  # each on a copy: a norm may keep statistics

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from shearling.data.stream import Batch, EvaluationSet
+from shearling.data.stream import EvaluationSet
 from shearling.models.transformer import Transformer
 from shearling.training.examples import make_examples
 from shearling.training.loss import token_losses
@@ -41,9 +41,8 @@ def evaluate(
     model.step = step
     total, count = 0.0, 0
     row = 0
-    for batch, _ in held_out.batches(seq_len, sequences):
+    for batch, _ in held_out.batches(seq_len, sequences, mask_documents):
         check()
-        batch = batch if mask_documents else Batch(batch.tokens)
         examples = make_examples(objective, batch, model.spec.vocab_size, "evaluation", first_row=row)
         row += len(batch.tokens)
         hidden, targets = examples.states_and_targets(model, device)

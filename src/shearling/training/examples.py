@@ -78,7 +78,8 @@ def masked_token(objective: MaskedTokenSpec, batch: Batch, vocab_size: int, draw
 
     Of them 80 % read the mask token, 10 % a random one, 10 % the token itself. A sequence has at least one.
     """
-    tokens, mask_id = batch.tokens[:, :-1], mask_token(objective, vocab_size)
+    tokens = batch.tokens[:, :-1]
+    mask_id = vocab_size - 1 if objective.mask_id is None else objective.mask_id
     inputs, targets = tokens.copy(), np.full_like(tokens, IGNORED)
     for row, (read, predicted) in enumerate(zip(inputs, targets, strict=True)):
         draw, length = draw_of(row), tokens.shape[1:]
@@ -90,11 +91,6 @@ def masked_token(objective: MaskedTokenSpec, batch: Batch, vocab_size: int, draw
         read[chosen & (lot < 0.8)] = mask_id
         read[chosen & (lot >= 0.9)] = others[chosen & (lot >= 0.9)]
     return Examples(inputs, targets, batch.document_ids)
-
-
-def mask_token(objective: MaskedTokenSpec, vocab_size: int) -> int:
-    """The token that stands for a masked one."""
-    return vocab_size - 1 if objective.mask_id is None else objective.mask_id
 
 
 OBJECTIVES: dict[str, Callable[[Any, Batch, int, Draws], Examples]] = {

@@ -7,13 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from shearling.config import differences, dump, fingerprint, load
+from shearling.config import differences, dump, load
 from shearling.data.manifest import load_manifest
 from shearling.data.shards import load_tokenizer_of, open_dataset
 from shearling.data.stream import BatchStream, EvaluationSet
 from shearling.errors import Interrupted, UserError
 from shearling.files import locked
-from shearling.models.custom import custom_code_hash
 from shearling.seeding import derive_seed
 from shearling.training import run_folder
 from shearling.training.checkpoints import (
@@ -26,6 +25,7 @@ from shearling.training.checkpoints import (
 from shearling.training.device import describe, keep_freed_memory, measure_peak, pick_compile, pick_device
 from shearling.training.diagnostics.recorder import Recorder
 from shearling.training.evaluate import evaluate
+from shearling.training.identity import changed_hashes, identity_of
 from shearling.training.interrupts import Interrupts
 from shearling.training.job import Clock, Job
 from shearling.training.monitor import Monitor, StepFigures
@@ -75,12 +75,7 @@ def _train(config: ExperimentSpec, run: RunFolder, resume: bool) -> dict[str, An
     compile_blocks, why = pick_compile(config.training.compile, device)
     manifest = load_manifest(config.data.path)
     check_vocabulary(config, manifest.tokenizer.vocab_size)
-    identity = {
-        "config": fingerprint(config),
-        "data": manifest.hash,
-        "tokenizer": manifest.tokenizer.sha256,
-        "code": custom_code_hash(config.model),
-    }
+    identity = identity_of(config, manifest)
     resolved = resolve(config)
     stream = BatchStream(
         open_dataset(config.data.path, "train", verify=True),
@@ -125,14 +120,14 @@ def _check_identity(run: RunFolder, config: ExperimentSpec, identity: dict[str, 
             f"{run.config}: the run began with other values of {', '.join(changed)}: "
             "put them back, or choose another output_dir"
         )
-    recorded = run_folder.read_json(run.provenance)["hashes"]
-    if recorded.get("code", "") != identity["code"]:
+    other = changed_hashes(run, identity)
+    if "code" in other:
         raise UserError(
             f"{run.provenance}: the code of the model's own norm or placement has changed since the run began: "
             "bring it back, or choose another output_dir"
         )
     for what in ("tokenizer", "data"):
-        if recorded[what] != identity[what]:
+        if what in other:
             raise UserError(
                 f"{config.data.path}: its {what} hash is not that of the run in {run.path}: "
                 f"bring back the {what} the run began with, or choose another output_dir"

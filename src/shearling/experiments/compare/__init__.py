@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shearling.errors import Interrupted, UserError
+from shearling.config import at_home
+from shearling.errors import Interrupted
 from shearling.experiments.compare.display import Display
 from shearling.experiments.compare.outcomes import read_result
 from shearling.experiments.compare.plan import Arm, Plan, make_plan
@@ -42,7 +43,7 @@ def compare(
         UserError: the folder holds another comparison, or a run ended without results.
         Interrupted: a signal asked to stop; the running runs have saved.
     """
-    out = _at_home(out or Path("outputs/compare") / "-".join(arm.name for arm in plan.arms))
+    out = at_home(out or Path("outputs/compare") / "-".join(arm.name for arm in plan.arms))
     with locked(out), Display() as display, Interrupts() as interrupts:
         record = begin(plan, out, threads)
         jobs = jobs or side_by_side(plan.arms, record.threads)
@@ -88,11 +89,3 @@ def _announcement(plan: Plan, out: Path, jobs: int, threads: int) -> str:
         f"comparing {arms}: {len(plan.arms)} arms × seed{'s' * (plan.count > 1)} {seeds}{tuning}; at most {jobs} runs "
         f"side by side, threads of each: {threads}; in {out}"
     )
-
-
-def _at_home(path: Path) -> Path:
-    """The shell does not see a `~` in --out=~/x."""
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise UserError(f"--out {path}: no such home folder") from error

@@ -12,7 +12,7 @@ from typing import Any
 from shearling.config import differences, flatten
 from shearling.config.places import ending_in, nearest, places
 from shearling.config.tree import Keys, dotted
-from shearling.data.manifest import load_manifest
+from shearling.data.manifest import Manifest, load_manifest
 from shearling.errors import UserError
 from shearling.training.resolve import Resolved, check_vocabulary, load_experiment, resolve
 from shearling.training.spec import ExperimentSpec
@@ -51,10 +51,14 @@ class Arm:
         return resolve(self.config)
 
     @cached_property
+    def manifest(self) -> Manifest:
+        """Of its data."""
+        return load_manifest(self.config.data.path)
+
+    @property
     def hashes(self) -> tuple[str, str]:
         """Of its data and of their tokenizer."""
-        manifest = load_manifest(self.config.data.path)
-        return manifest.hash, manifest.tokenizer.sha256
+        return self.manifest.hash, self.manifest.tokenizer.sha256
 
     @property
     def learning_rate(self) -> float:
@@ -284,7 +288,7 @@ def _check_options(arms: Sequence[Arm], allowed: Sequence[str]) -> None:
 def _check_data(arms: Sequence[Arm], allowed: Sequence[str]) -> list[str]:
     """The data's hashes must agree, or what follows from their difference is a warning; each model takes its data."""
     for arm in arms:
-        check_vocabulary(arm.config, load_manifest(arm.config.data.path).tokenizer.vocab_size)
+        check_vocabulary(arm.config, arm.manifest.tokenizer.vocab_size)
     faults = [what for i, what in enumerate(("data", "tokenizer")) if len({arm.hashes[i] for arm in arms}) > 1]
     if faults and not within("data", allowed):
         paths = ", ".join(f"{arm.config.data.path} in {arm.name}" for arm in arms)

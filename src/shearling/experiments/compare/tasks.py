@@ -8,8 +8,8 @@ from shearling.config import differences, load
 from shearling.data.manifest import load_manifest
 from shearling.errors import UserError
 from shearling.experiments.compare.plan import Arm
-from shearling.models.custom import custom_code_hash
-from shearling.training.run_folder import RunFolder, read_json
+from shearling.training.identity import changed_hashes, identity_of
+from shearling.training.run_folder import RunFolder
 from shearling.training.spec import ExperimentSpec
 
 _TAIL = 4096
@@ -67,14 +67,12 @@ def is_finished(task: Task) -> bool:
         raise UserError(
             f"{run.path}: holds a run with other values of {', '.join(changed)}: put them back, or choose another --out"
         )
-    manifest = load_manifest(config.data.path)
-    recorded = read_json(run.provenance)["hashes"]
-    now = {"data": manifest.hash, "tokenizer": manifest.tokenizer.sha256, "code": custom_code_hash(config.model)}
-    for what, changed_hash in now.items():
-        if recorded[what] != changed_hash:
+    other = changed_hashes(run, identity_of(config, load_manifest(config.data.path)))
+    for what, words in _HASHED.items():
+        if what in other:
             raise UserError(
-                f"{run.path}: holds a run with another {_HASHED[what]} than there is now: bring that back, or choose "
-                "another --out"
+                f"{run.path}: holds a run with another {words} than there is now: bring that back, or choose another "
+                "--out"
             )
     return run.results.exists()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from shearling.data.stream import Batch, EvaluationSet
+from shearling.data.stream import EvaluationSet
 from shearling.models.transformer import Transformer
 from shearling.training.diagnostics.probe import Probe, layer_weights
 from shearling.training.diagnostics.registry import DIAGNOSTICS, Value
@@ -31,8 +31,7 @@ class Recorder:
     def __init__(self, config: ExperimentSpec, run: RunFolder, held_out: EvaluationSet) -> None:
         self._spec = config.training.diagnostics
         self._run = run
-        batch = next(held_out.batches(config.data.seq_len, self._spec.sequences))[0]
-        batch = batch if config.data.mask_documents else Batch(batch.tokens)
+        batch, _ = next(held_out.batches(config.data.seq_len, self._spec.sequences, config.data.mask_documents))
         self._examples = make_examples(config.training.objective, batch, config.model.vocab_size, "diagnostics")
         self._before: list[list[torch.Tensor]] | None = None
         lines = run.read_diagnostics()
