@@ -2,6 +2,8 @@
 
 import json
 import sys
+from dataclasses import asdict
+from enum import Enum
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +27,48 @@ OVERRIDABLE = {"allow_extra_args": True, "ignore_unknown_options": True}
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; overrides may follow: a.b=1 or --b 1")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="run, Hugging Face or Meta folder, .gguf, or llama2.c's .bin")
+]
+Temperature = Annotated[float, typer.Option("-t", "--temperature", min=0, help="0: the likeliest token")]
+TopP = Annotated[
+    float, typer.Option("-p", "--top-p", min=0, max=1, help="mass of the likeliest tokens kept; 0 and 1: all")
+]
+Seed = Annotated[
+    int, typer.Option("-s", "--seed", min=0, max=2**64 - 1, help="same seed, same text; 0: from the clock")
+]
+TokenizerFile = Annotated[
+    Path | None, typer.Option("-z", "--tokenizer", metavar="FILE", help="tokenizer [what lies with the model]")
+]
+System = Annotated[
+    str | None, typer.Option("-y", "--system", metavar="TEXT", help="what a chat's model is told beforehand")
+]
+TopK = Annotated[int, typer.Option(min=0, help="so many of the likeliest tokens kept; 0: all")]
+MinP = Annotated[float, typer.Option(min=0, max=1, help="tokens at least this share as likely as the likeliest kept")]
+RepetitionPenalty = Annotated[float, typer.Option(help="above 1: tokens that the text has become less likely")]
+RepetitionWindow = Annotated[int, typer.Option(min=0, help="how many of the last tokens are penalized")]
+Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="ends the text where it comes; repeatable")]
+Threads = Annotated[int | None, typer.Option(min=1, help="threads that work together [one a core]")]
+ContextLength = Annotated[int | None, typer.Option("--context", min=1, help="longest text, in tokens [the model's]")]
+
+
+class Mode(str, Enum):
+    """What `generate` does with a text."""
+
+    generate = "generate"
+    chat = "chat"
+
+
+class Kept(str, Enum):
+    """How keys and values are kept."""
+
+    f32 = "f32"
+    bf16 = "bf16"
+    int8 = "int8"
+
+
+KeysAndValues = Annotated[Kept, typer.Option(help="how keys and values are kept: fewer bits, less memory")]
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line. A user's mistake ends it with status 2 and a line for each thing to mend; a signal that a
@@ -40,6 +84,18 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     except Interrupted as interruption:
         sys.exit(128 + interruption.signal_number)
+
+
+def _write(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 @app.callback()
@@ -187,30 +243,173 @@ def report(
 
 
 @app.command()
-def generate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="run folder, or Hugging Face folder")],
-    prompt: Annotated[str, typer.Option("-i", "--prompt", help="text to continue")] = "",
-    n_tokens: Annotated[int, typer.Option("-n", "--tokens", min=1, help="tokens at most")] = 256,
-    temperature: Annotated[float, typer.Option("-t", "--temperature", min=0, help="0: the likeliest token")] = 1.0,
-    top_p: Annotated[
-        float, typer.Option("-p", "--top-p", min=0, max=1, help="mass of the likeliest tokens kept")
-    ] = 0.9,
-    seed: Annotated[
-        int | None, typer.Option("-s", "--seed", min=0, max=2**63 - 1, help="same seed, same text [the clock]")
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="run folder, Hugging Face or Meta folder, .gguf, llama2.c's .bin")
+    ],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="a file .gguf or .bin, or a folder")],
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="FORMAT", help="huggingface, run, gguf or llama2c [by DEST's suffix, else huggingface]"),
     ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="matrices as f32, f16 or bf16 [as they are, or f32 where they cannot stay so]")
+    ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CODEC", help="q8_0 (.gguf, .bin, run), q4_0, q4_1 (.gguf, run); int8, int4, nf4, nf4-double"
+        ),
+    ] = None,
+    group_size: Annotated[
+        int | None, typer.Option(min=1, help="weights that share a scale, of int8, int4 and nf4 [64]")
+    ] = None,
+    version: Annotated[int | None, typer.Option(help="of a .bin: 0 or 1 (f32), 2 (8-bit) [0, or 2 for q8_0]")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option("-z", "--tokenizer", help="tokenizer to take in place of the source's")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="data folder or text file: perplexity on a sample of it, before and after")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a model that is there already")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Continue a text with a trained model.
+    """Convert a model from one format to another.
 
-    The text comes as it is drawn; tokens per second go to standard error.
+    What is written is read back and compared, every weight and the logits of fixed tokens, before it takes its name.
     """
-    from shearling.experiments.sample import write_text
+    from shearling.experiments.convert import convert as carry_out
+    from shearling.experiments.convert import report
 
-    speed = write_text(
-        model, prompt, n_tokens, temperature=temperature, top_p=top_p, seed=seed,
-        write=lambda text: print(text, end="", flush=True),
+    figures = carry_out(
+        source, dest, to=to, dtype=dtype, quantize=quantize, group_size=group_size, version=version,
+        tokenizer=tokenizer, data=data, overwrite=overwrite,
     )  # fmt: skip
+    print(json.dumps(figures, indent=2) if as_json else report(figures))
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[
+        str | None, typer.Option("-i", "--prompt", metavar="TEXT", help="text to continue; a chat's first turn")
+    ] = None,
+    steps: Annotated[
+        int, typer.Option("-n", "--tokens", min=0, help="tokens in all, the prompt's among them; 0: as many as fit")
+    ] = 256,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 0.9,
+    seed: Seed = 0,
+    tokenizer: TokenizerFile = None,
+    mode: Annotated[Mode, typer.Option("-m", "--mode", help="continue a text, or talk")] = Mode.generate,
+    system: System = None,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    repetition_window: RepetitionWindow = 64,
+    stop: Stop = None,
+    threads: Threads = None,
+    context: ContextLength = None,
+    kv: KeysAndValues = Kept.f32,
+    as_json: Json = False,
+) -> None:
+    """Continue a text with a model of any format.
+
+    -t -p -s -n -i -z -m -y are llama2.c's: the same seed gives its text. The text comes as it is drawn; tokens per
+    second go to standard error.
+    """
+    from shearling.engine.sampling import Sampling
+    from shearling.experiments.sample import open_model, write_text
+    from shearling.experiments.talk import talk
+
+    sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, repetition_window, seed)
+    opened = open_model(model, tokenizer=tokenizer, threads=threads, context=context, kv=kv.value)
+    if mode is Mode.chat:
+        if as_json:
+            raise UserError("--json: a conversation has no figures: leave it out, or -m chat")
+        talk(opened, sampling, first=prompt, system=system, stop=stop or (), positions=steps, write=_write, say=_say)
+        return
+    if system is not None:
+        raise UserError("-y: a text to continue has no system prompt: add -m chat, or leave it out")
+    write = _silent if as_json else _write
+    written = write_text(opened, prompt or "", steps=steps, sampling=sampling, stop=stop or (), write=write, say=_say)
+    if as_json:
+        print(json.dumps(written.as_data(), indent=2))
+        return
     print()
-    print(f"{speed:.1f} tokens/s", file=sys.stderr)
+    if written.tokens_per_second is not None:
+        _say(f"achieved tok/s: {written.tokens_per_second:.2f}")
+
+
+@app.command()
+def chat(
+    model: Model,
+    prompt: Annotated[str | None, typer.Option("-i", "--prompt", metavar="TEXT", help="the first turn")] = None,
+    system: System = None,
+    limit: Annotated[
+        int, typer.Option("-n", "--tokens", min=0, help="tokens of a reply at most; 0: as many as fit")
+    ] = 0,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 0.9,
+    seed: Seed = 0,
+    tokenizer: TokenizerFile = None,
+    llama2_template: Annotated[
+        bool, typer.Option("--llama2-template", help="talk as Llama 2 does, whatever template the model carries")
+    ] = False,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    repetition_window: RepetitionWindow = 64,
+    stop: Stop = None,
+    threads: Threads = None,
+    context: ContextLength = None,
+    kv: KeysAndValues = Kept.f32,
+) -> None:
+    """Talk with a model, in its own template or Llama 2's.
+
+    A line is a turn, typed or piped in. Ctrl-C ends a reply; /reset forgets what was said; /quit or Ctrl-D ends.
+    """
+    from shearling.engine.sampling import Sampling
+    from shearling.experiments.sample import open_model
+    from shearling.experiments.talk import talk
+
+    sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, repetition_window, seed)
+    opened = open_model(model, tokenizer=tokenizer, threads=threads, context=context, kv=kv.value)
+    talk(
+        opened, sampling, first=prompt, system=system, stop=stop or (), limit=limit or None,
+        llama2_template=llama2_template, write=_write, say=_say,
+    )  # fmt: skip
+
+
+@app.command()
+def download(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="one of --list, or OWNER/NAME of the Hub, or OWNER/NAME:FILE.gguf"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="folder for the files [the Hub's cache]")] = None,
+    revision: Annotated[str | None, typer.Option(help="branch, tag or commit [main]")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="take only what is cached")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the files and their sizes")] = False,
+    list_names: Annotated[bool, typer.Option("--list", help="show the models that have short names")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch a published model from the Hugging Face Hub.
+
+    Checked and cached; interrupted, the same command goes on.
+    """
+    from shearling.formats.download import NAMES, describe_names
+    from shearling.formats.download import download as fetch
+    from shearling.formats.hub import Hub
+
+    if list_names:
+        names = {name: asdict(known) for name, known in NAMES.items()}
+        print(json.dumps(names, indent=2) if as_json else describe_names())
+        return
+    if name is None:
+        raise UserError("NAME: missing: `shearling download --list` shows some; others are named OWNER/NAME")
+    fetched = fetch(name, Hub(offline=offline, say=_say), out=out, revision=revision, dry_run=dry_run)
+    print(json.dumps(fetched.as_data(), indent=2) if as_json else fetched.render())
 
 
 bench = typer.Typer(help="Measure speed and memory against peers.")

@@ -2,17 +2,20 @@
 
 import json
 import struct
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shearling.data.tokenizers import HuggingFaceTokenizer, Tokenizer, load_tokenizer, train_tokenizer
+from shearling.data.tokenizers.conversion import to_sentencepiece, to_tokenizer_bin, to_tokenizer_json
 from shearling.errors import UserError
 
 TEXTS = [
@@ -113,7 +116,7 @@ def test_llama2c_binary_of_llama_2_encodes_and_decodes_as_its_model(assets: Path
     assert (binary.vocab_size, binary.bos_id, binary.eos_id) == (32000, 1, 2)
 
 
-def greedy_encode(binary: bytes, text: str) -> list[int]:
+def greedy_encoder(binary: bytes) -> Callable[[str], list[int]]:
     """llama2.c's `encode`, written from its description: the best-scored pair is merged until none is in the table."""
     pieces: list[tuple[float, bytes]] = []
     position = 4
@@ -122,28 +125,45 @@ def greedy_encode(binary: bytes, text: str) -> list[int]:
         pieces.append((score, binary[position + 8 : position + 8 + length]))
         position += 8 + length
     ids_of = {piece: i for i, (_, piece) in reversed(list(enumerate(pieces)))}
-    tokens: list[int] = []
-    for character in " " + text if text else "":
-        encoded = character.encode()
-        tokens += [ids_of[encoded]] if encoded in ids_of else [byte + 3 for byte in encoded]
-    while True:
-        joined = [ids_of.get(pieces[a][1] + pieces[b][1]) for a, b in pairwise(tokens)]
-        merges = [(-pieces[token][0], place, token) for place, token in enumerate(joined) if token is not None]
-        if not merges:
-            return tokens
-        _, place, token = min(merges)
-        tokens[place : place + 2] = [token]
+
+    def encode(text: str) -> list[int]:
+        tokens: list[int] = []
+        for character in " " + text if text else "":
+            encoded = character.encode()
+            tokens += [ids_of[encoded]] if encoded in ids_of else [byte + 3 for byte in encoded]
+        while True:
+            joined = [ids_of.get(pieces[a][1] + pieces[b][1]) for a, b in pairwise(tokens)]
+            merges = [(-pieces[token][0], place, token) for place, token in enumerate(joined) if token is not None]
+            if not merges:
+                return tokens
+            _, place, token = min(merges)
+            tokens[place : place + 2] = [token]
+
+    return encode
 
 
 @pytest.mark.assets
 def test_llama2c_binary_of_stories_encodes_as_llama2c(assets: Path):
     file = assets / "tokenizers/tok512/tok512.bin"
-    tokenizer = load_tokenizer(file)
+    tokenizer, greedy = load_tokenizer(file), greedy_encoder(file.read_bytes())
     stories = (assets / "corpora/stories_valid.txt").read_text(encoding="utf-8").split("\n<|endoftext|>\n")[:40]
     for text in [*stories, *TEXTS]:
-        assert tokenizer.encode(text) == greedy_encode(file.read_bytes(), text)
+        assert tokenizer.encode(text) == greedy(text)
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.vocab_size == 512
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize("file", ["tok512/tok512.bin", "llama2/tokenizer.bin"])
+def test_any_text_is_encoded_as_llama2c_does(assets: Path, file: str):
+    tokenizer = load_tokenizer(assets / "tokenizers" / file)
+    greedy = greedy_encoder((assets / "tokenizers" / file).read_bytes())
+
+    @given(st.one_of(texts, st.text("theLily  --123\n.éß漢🐑", max_size=60)))
+    def check(text: str) -> None:
+        assert tokenizer.encode(text) == greedy(text)
+
+    check()
 
 
 def llama2c_file(pieces: list[bytes], longest: int = 8) -> bytes:
@@ -166,6 +186,10 @@ HEAD = [b"<unk>", b"\n<s>\n", b"\n</s>\n"]
         (llama2c_file([*HEAD, *BYTES, b"\xff\xfe"]), "piece 259 is not UTF-8"),
         (struct.pack("<ifi", 8, 0.0, 2**31 - 1) + b"<unk>", "piece 0 has an impossible length"),
         (llama2c_file([*HEAD, *BYTES, b"a", b"a"]), "not a SentencePiece model"),
+        (
+            llama2c_file([*HEAD, *BYTES])[:4] + struct.pack("<f", float("nan")) + llama2c_file([*HEAD, *BYTES])[8:],
+            "score",
+        ),
     ],
 )
 def test_a_damaged_llama2c_binary_is_refused(tmp_path: Path, content: bytes, complaint: str):
@@ -288,6 +312,57 @@ def test_a_file_that_is_no_tokenizer_is_refused_by_name(tmp_path: Path, content:
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"tokenizer\.json"):
         load_tokenizer(file)
+
+
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
+UNIGRAM = {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": None}
+MERGED = {"type": "BPE", "vocab": {"<s>": 0, "a": 1, "b": 2}, "merges": [["a", "b"]], "continuing_subword_prefix": "##"}
+TEMPLATE = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}], "pair": []}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": UNIGRAM},
+        {"model": MERGED},
+        {"model": {**MERGED, "merges": []}, "post_processor": {**TEMPLATE, "special_tokens": {}}},
+    ],
+    ids=["unknown characters", "merges", "template"],
+)
+def test_what_the_library_fails_at_is_refused_by_name(tmp_path: Path, content: dict[str, Any]):
+    file = tmp_path / "tokenizer.json"
+    added = [{"id": 0, "content": "<s>", "special": True, **dict.fromkeys(FLAGS, False)}]
+    file.write_text(json.dumps({"version": "1.0", "added_tokens": added, **content}))
+    with pytest.raises(UserError, match=r"tokenizer\.json: not a tokenizer of the `tokenizers` library"):
+        load_tokenizer(file)
+
+
+@pytest.mark.parametrize("write", [to_sentencepiece, to_tokenizer_bin, to_tokenizer_json])
+def test_a_file_with_some_bytes_changed_is_read_or_refused_by_name(write, small_tokenizer: Tokenizer, tmp_path: Path):
+    content = write(small_tokenizer)
+    bytes_ = st.one_of(
+        st.binary(max_size=4), st.sampled_from([b"\xff\xff\xff\x7f", b"\x00\x00\x00\x80", b'":{', b"null"])
+    )
+    changes = st.lists(st.tuples(st.integers(0, len(content)), bytes_, st.integers(0, 8)), min_size=1, max_size=3)
+    file = tmp_path / "tokenizer.bin"
+    complaints: list[str] = []
+
+    @settings(max_examples=200)
+    @given(changes, st.booleans())
+    def check(changes: list[tuple[int, bytes, int]], cut: bool) -> None:
+        damaged = content
+        for place, new, gone in changes:
+            damaged = damaged[:place] + new + damaged[place + gone :]
+        file.write_bytes(damaged[: changes[0][0]] if cut else damaged)
+        try:
+            tokenizer = load_tokenizer(file)
+            tokenizer.decode([*tokenizer.encode("the cat 🐑 <s>"), 0, 1, 2, 259, 399, 400])
+        except UserError as error:
+            complaints.append(str(error))
+
+    check()
+    assert complaints
+    assert all("tokenizer.bin" in complaint for complaint in complaints)
 
 
 def test_a_folder_without_a_tokenizer_says_what_was_looked_for(tmp_path: Path):

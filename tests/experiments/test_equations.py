@@ -238,6 +238,14 @@ def test_dropout_is_there_in_training_only():
     assert "dropout" not in str(block_equations(model.eval()))
 
 
+def test_a_window_and_scaled_rotations_are_told():
+    scaling = {"kind": "yarn", "factor": 4.0, "original_max_seq_len": 64}
+    text = model_equations(spec_of(sliding_window=8, position={"kind": "rope", "scaling": scaling}))
+    assert "where mask: 0 for a token itself and the 7 before it, −∞ for others" in text
+    assert "where RoPE's frequencies: YaRN" in text
+    assert "factor = 4, original_max_seq_len = 64, beta_fast = 32, beta_slow = 1, attention_factor = 1.13863" in text
+
+
 def test_printing_leaves_no_trace():
     model = model_of(placement={"kind": "ngpt"})
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from transformers import BertModel
 
-from shearling.formats.huggingface import load_huggingface
+from shearling.formats.huggingface import read_huggingface
+from shearling.formats.in_torch import load_transformer
 
 SENTENCES = (
     "A man is eating a bowl of soup.",
@@ -40,7 +41,7 @@ def sentences(folder):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    return load_huggingface(folder)
+    return load_transformer(read_huggingface(folder))
 
 
 @torch.no_grad()

@@ -1,105 +1,137 @@
-"""Text from a trained model."""
+"""Text from a model of any format, and how a model is opened for it."""
 
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from shearling.config import load
-from shearling.data.tokenizers import Tokenizer, load_tokenizer
+from shearling.engine.api import Model
+from shearling.engine.sampling import Sampling, clock_seed
+from shearling.engine.session import Engine
 from shearling.errors import UserError
-from shearling.formats.huggingface import load_huggingface
-from shearling.models.generation import generate
-from shearling.models.transformer import Transformer
-from shearling.training.checkpoints import load_latest
-from shearling.training.run_folder import RunFolder
-from shearling.training.spec import ExperimentSpec
-from shearling.training.state import load_weights
+from shearling.formats import open_checkpoint
+from shearling.formats.checkpoint import Checkpoint
 
 
-class Opened(NamedTuple):
-    """A model, its tokenizer, and the token that ends a text: in a run's data documents only have a beginning."""
+def open_model(
+    path: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    threads: int | None = None,
+    context: int | None = None,
+    kv: str = "f32",
+) -> Model:
+    """A model in a file or folder of any format that is known here, ready to write.
 
-    model: Transformer
-    tokenizer: Tokenizer
-    stop: int
+    What LLaMA's graph can express runs on the engine, without PyTorch; the rest on PyTorch.
 
-
-def open_model(path: Path) -> Opened:
-    """The newest whole checkpoint of a run folder, or the model in a Hugging Face folder.
+    Args:
+        path: a run folder, a Hugging Face or Meta folder, a GGUF file, or a llama2.c file.
+        tokenizer: a tokenizer's file or folder, in place of what came with the model.
+        threads: that work together; None: one a core.
+        context: the longest text, in tokens; None: the model's.
+        kv: how the engine keeps keys and values: f32, bf16 or int8.
 
     Raises:
-        UserError: `path` is neither, what is there is not whole, or the tokenizer is not the model's.
+        UserError: there is no model that continues text, it is damaged, or an argument does not fit.
     """
-    if RunFolder(path).begun:
-        return _open_run(RunFolder(path))
-    if (path / "config.json").is_file():
-        tokenizer = load_tokenizer(path)
-        return Opened(load_huggingface(path), tokenizer, tokenizer.eos_id)
-    raise UserError(
-        f"{path}: no run folder (it has no experiment_config.yaml) and no Hugging Face folder (no config.json): "
-        "train one, or check the path"
-    )
+    checkpoint = open_checkpoint(Path(path), None if tokenizer is None else Path(tokenizer))
+    spec = checkpoint.spec
+    if not spec.causal:
+        raise UserError(f"{path}: a model of arch {spec.arch} fills in masked tokens and continues no text")
+    if not spec.head:
+        raise UserError(f"{path}: model.head is false: it gives hidden states and no logits: take one with a head")
+    if context is not None and not 0 < context <= spec.max_seq_len:
+        raise UserError(f"{path}: context {context}: the model takes 1 to {spec.max_seq_len} tokens")
+    build = _in_torch if spec.beyond_llama() else _on_the_engine
+    return Model(build(checkpoint, threads, context, kv), checkpoint)
 
 
-def _open_run(run: RunFolder) -> Opened:
-    config = load(ExperimentSpec, run.config).value
-    checkpoint = load_latest(run.checkpoints, warn=lambda text: print(f"warning: {text}", file=sys.stderr))
-    if checkpoint is None:
-        raise UserError(f"{run.checkpoints}: no whole checkpoint: train the run first")
-    tokenizer = load_tokenizer(run.tokenizer)
-    if tokenizer.sha256 != checkpoint.state["identity"]["tokenizer"]:
-        raise UserError(f"{run.tokenizer}: not the tokenizer that the model was trained with: put that one back")
-    model = Transformer(config.model)
-    load_weights(model, checkpoint.weights)
-    model.step = checkpoint.state["progress"]["step"]
-    return Opened(model, tokenizer, tokenizer.bos_id)
+def _on_the_engine(checkpoint: Checkpoint, threads: int | None, context: int | None, kv: str) -> Engine:
+    from shearling.engine.fast import FastEngine
+
+    return FastEngine(checkpoint, threads=threads, context=context, kv=kv)
+
+
+def _in_torch(checkpoint: Checkpoint, threads: int | None, context: int | None, kv: str) -> Engine:
+    import torch
+
+    from shearling.experiments.torch_engine import TorchEngine
+    from shearling.formats.in_torch import load_transformer
+
+    if kv != "f32":
+        beyond = ", ".join(checkpoint.spec.beyond_llama())
+        raise UserError(f"{checkpoint.origin}: kv {kv}: PyTorch, on which this model runs for its {beyond}, keeps f32")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    model = load_transformer(checkpoint)
+    if checkpoint.spec.placement.residual_warmup is not None:  # which has not ended
+        model.step = checkpoint.notes["step"]
+    return TorchEngine(model, context)
+
+
+class Written(NamedTuple):
+    """What came of a prompt.
+
+    Attributes:
+        text: what follows it.
+        finish: `stop` where the model or a stop string ended it, `length` where it was long enough.
+        seed: of its coins.
+        prompt_tokens: of the prompt, BOS among them.
+        tokens: that were drawn.
+        first_seconds: from the start to the first of them.
+        tokens_per_second: of those after the first; None where there are none.
+    """
+
+    text: str
+    finish: str
+    seed: int
+    prompt_tokens: int
+    tokens: int
+    first_seconds: float
+    tokens_per_second: float | None
+
+    def as_data(self) -> dict[str, Any]:
+        """The figures, as JSON has them."""
+        return self._asdict()
 
 
 def write_text(
-    path: Path,
+    model: Model,
     prompt: str,
-    n_tokens: int,
     *,
-    temperature: float,
-    top_p: float,
-    seed: int | None,
+    steps: int,
+    sampling: Sampling,
+    stop: Sequence[str] = (),
     write: Callable[[str], None],
-) -> float:
-    """Continue `prompt` with the model in a run folder or a Hugging Face folder, handing on text as it comes.
+    say: Callable[[str], None],
+) -> Written:
+    """Continue a prompt as llama2.c's `run` does, handing on text as it comes.
 
     Args:
-        seed: of the draws; None takes the clock.
+        steps: tokens in all, those of the prompt but for BOS among them; 0: as many as the context takes. A prompt
+            that has more is cut there.
+        stop: strings that end the text; nothing of them is given out.
         write: takes the prompt, then pieces of complete UTF-8.
-
-    Returns:
-        Tokens per second.
+        say: takes a word to the user.
 
     Raises:
-        UserError: there is no model that continues text, or the tokenizer is not the model's.
+        UserError: the prompt does not fit into the context, the tokenizer is not the model's, or there is none.
     """
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:  # a command line's undecodable bytes arrive as lone surrogates
-        raise UserError("the prompt is no valid UTF-8: check the terminal's encoding") from None
-    model, tokenizer, stop = open_model(path)
-    tokens = [tokenizer.bos_id, *tokenizer.encode(prompt)]
-    if max(tokens) >= model.spec.vocab_size:
-        raise UserError(f"{path}: its tokenizer gives token {max(tokens)}, and the model has {model.spec.vocab_size}: "
-                        "they belong to different models")  # fmt: skip
-    decoder = tokenizer.stream_decoder()
-    for token in tokens:
-        decoder.push(token)  # the text goes on within the prompt's sequence: only its very start loses a space
-    seed = time.time_ns() % 2**32 if seed is None else seed
-    count, began = 0, time.perf_counter()
-    drawn = generate(
-        model, tokens, n_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop,
-        vocab_size=tokenizer.vocab_size,
-    )  # fmt: skip
+    tokens = model.prompt_tokens(prompt)
+    bos = int(tokens[0] == model.tokenizer.bos_id)
+    read = len(tokens) - bos
+    seed = sampling.seed or clock_seed()
+    text = model.continuation(tokens, replace(sampling, seed=seed), max(0, steps - read) if steps else None, stop)
+    if steps and steps <= read:
+        say(f"-n {steps}: the prompt alone has {read} tokens: nothing follows it: raise -n")
+    if steps and steps < read:
+        decoder = model.tokenizer.stream_decoder()
+        prompt = "".join(map(decoder.push, tokens[: bos + steps]))
     write(prompt)
-    for token in drawn:
-        write(decoder.push(token))
-        count += 1
-    write(decoder.flush())
-    return count / (time.perf_counter() - began)
+    for piece in text:
+        write(piece)
+    assert text.finish, "a text that was read to its end has ended"
+    return Written(
+        text.text, text.finish, seed, len(tokens), len(text.drawn), text.first_seconds, text.tokens_per_second
+    )

@@ -17,11 +17,66 @@ from shearling.models.placement_spec import (
 )
 
 
+class LinearScalingSpec(Spec):
+    """Position interpolation: all rotations slower by one factor (arXiv 2306.15595)."""
+
+    kind: Literal["linear"] = "linear"
+    factor: float = Field(gt=0, description="how many times slower; about how many times the context grows")
+
+
+class Llama3ScalingSpec(Spec):
+    """LLaMA 3.1's: long wavelengths slower by a factor, short ones as they are, a ramp between (arXiv 2407.21783)."""
+
+    kind: Literal["llama3"] = "llama3"
+    factor: float = Field(gt=0, description="how many times slower")
+    low_freq_factor: float = Field(1.0, gt=0, description="wavelengths above the old context / this are slowed")
+    high_freq_factor: float = Field(4.0, gt=0, description="wavelengths below the old context / this are left alone")
+    original_max_seq_len: int = Field(gt=0, le=2**28, description="the context before it was made longer")
+
+    @model_validator(mode="after")
+    def _a_ramp(self) -> "Llama3ScalingSpec":
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"high_freq_factor {self.high_freq_factor} should be greater than low_freq_factor "
+                f"{self.low_freq_factor}: the ramp lies between"
+            )
+        return self
+
+
+class YarnScalingSpec(Spec):
+    """YaRN: slower by a ramp over the pairs, and queries and keys longer by a factor (arXiv 2309.00071)."""
+
+    kind: Literal["yarn"] = "yarn"
+    factor: float = Field(gt=0, description="how many times slower; about how many times the context grows")
+    original_max_seq_len: int = Field(gt=0, le=2**28, description="the context before it was made longer")
+    beta_fast: float = Field(32.0, gt=0, description="pairs that turn more often in the old context are left alone")
+    beta_slow: float = Field(1.0, gt=0, description="pairs that turn less often in it are slowed by the whole factor")
+    attention_factor: float | None = Field(
+        None, gt=0, description="length of turned queries and keys; null: 0.1 ln(factor) + 1, the paper's"
+    )
+
+    @model_validator(mode="after")
+    def _a_ramp(self) -> "YarnScalingSpec":
+        if self.beta_fast < self.beta_slow:
+            raise ValueError(f"beta_fast {self.beta_fast} should be at least beta_slow {self.beta_slow}")
+        return self
+
+
+RoPEScaling = Annotated[LinearScalingSpec | Llama3ScalingSpec | YarnScalingSpec, CHOICE]
+
+
 class RoPESpec(Spec):
     """Rotary position embedding on queries and keys (arXiv 2104.09864)."""
 
     kind: Literal["rope"] = "rope"
     theta: float = Field(10000.0, gt=0, description="base of the geometric series of rotation wavelengths")
+    scaling: RoPEScaling | None = Field(None, description="how rotations were slowed for a longer context; null: not")
+
+    @model_validator(mode="after")
+    def _yarn_has_a_series(self) -> "RoPESpec":
+        if isinstance(self.scaling, YarnScalingSpec) and self.theta <= 1:
+            raise ValueError(f"theta {self.theta} should be greater than 1 for yarn")
+        return self
 
 
 class LearnedPositionSpec(Spec):
@@ -100,6 +155,9 @@ class ModelSpec(Spec):
     embedding_norm: bool = Field(False, description="a norm right after the embedding")
     final_norm: bool = Field(True, description="a norm after the last block")
     position: PositionSpec = Field(default_factory=RoPESpec, description="how positions enter")
+    sliding_window: int | None = Field(
+        None, gt=0, description="tokens that a token sees: itself and those before it (arXiv 2310.06825); null: all"
+    )
     attention_bias: bool = Field(False, description="biases on the query, key, value and output projections")
     feedforward_bias: bool = Field(False, description="biases on the feed-forward projections")
     head: bool = Field(True, description="logits at the end; false: hidden states only, as in a sentence encoder")
@@ -164,6 +222,8 @@ class ModelSpec(Spec):
         for reason, applies in refused.items():
             if applies:
                 raise ValueError(reason)
+        if self.sliding_window is not None and not self.causal:
+            raise ValueError(f"arch {self.arch} reads both ways: a window looks back only: set sliding_window: null")
         if not self.head and not self.tie_embeddings:
             raise ValueError("head: false leaves nothing to untie: set tie_embeddings: true")
         return self
@@ -179,7 +239,10 @@ class ModelSpec(Spec):
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
     def beyond_llama(self) -> list[str]:
-        """The options that LLaMA's graph does not have, so that no LLaMA file can hold this model; none if it can."""
+        """The options that LLaMA's graph does not have, so that no LLaMA file can hold this model; none if it can.
+
+        Scaled rotations (`position.scaling`) and a window are variants of that graph, which not every format can say.
+        """
         llama = {
             "arch": self.arch == "llama",
             "activation": self.activation == "swiglu",

@@ -193,14 +193,18 @@ class Transformer(nn.Module):
         keys_S = torch.arange(start + T, device=device)
         bias = self.position.bias(positions_T, keys_S)
         mask = None
+        window = self.spec.sliding_window or math.inf
         # Several new tokens behind a cache see causally, but not in a square, which is all that kernels know.
-        if document_ids_BT is not None or bias is not None or (start and T > 1):
+        if document_ids_BT is not None or bias is not None or (start and T > 1) or start + T > window:
             mask = positions_T[:, None] >= keys_S if causal else torch.ones(T, T, dtype=torch.bool, device=device)
+            if start + T > window:
+                mask = mask & (positions_T[:, None] - keys_S < window)
             if document_ids_BT is not None:
                 mask = mask & (document_ids_BT[:, None, :, None] == document_ids_BT[:, None, None, :])
             if bias is not None:
                 mask = bias.masked_fill(~mask, -torch.inf)
-        short = mask is None and caches is None and T <= SHORT and device.type == "cpu"
+        alike = mask is None or mask.ndim == 2  # for all sequences and heads
+        short = alike and caches is None and T <= SHORT and device.type == "cpu"
         changing = self.spec.placement.residual_warmup is not None
         step = torch.tensor(self.step, device=device, dtype=torch.float32) if changing else None
         return Context(self.position.rotation(positions_T), mask, causal and not start, short, self.dtype, caches, step)

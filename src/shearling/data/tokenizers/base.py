@@ -1,9 +1,8 @@
-"""What every tokenizer offers, and text that streams out token by token. Imports no torch."""
+"""What every tokenizer offers. Imports no torch, and no tokenizer library."""
 
-import codecs
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -33,6 +32,9 @@ class Tokenizer(ABC):
 
     `encode` gives the tokens of the text alone: no BOS, and a special token's name in the text stays plain text,
     so that a document cannot forge a boundary. All ids are below `vocab_size`.
+
+    Attributes:
+        adds_bos: the tokenizer's own file asks for BOS before a text, and other programs put it there.
     """
 
     kind: ClassVar[str]
@@ -40,6 +42,7 @@ class Tokenizer(ABC):
     vocab_size: int
     bos_id: int
     eos_id: int
+    adds_bos: bool
     serialized: bytes
     """The content of the one file that holds this tokenizer."""
 
@@ -48,9 +51,21 @@ class Tokenizer(ABC):
         """Identity of the tokenizer: the hash of its file, in hexadecimal."""
         return hashlib.sha256(self.serialized).hexdigest()
 
+    @property
+    @abstractmethod
+    def special_ids(self) -> Mapping[str, int]:
+        """The tokens that a text cannot write, by their names: `<s>`, `<|im_start|>`, …"""
+
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Tokens of a text, without BOS."""
+
+    @abstractmethod
+    def encode_with_specials(self, text: str) -> list[int]:
+        """Tokens of a text in which the names of `special_ids` stand for those tokens, as in a chat's template.
+
+        No BOS but what the text names. Whoever writes the text can write any token: not for documents.
+        """
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[TokenArray]:
@@ -58,7 +73,10 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of a sequence of tokens; control tokens give none, invalid UTF-8 becomes U+FFFD."""
+        """Text of a sequence of tokens; invalid UTF-8 becomes U+FFFD.
+
+        Control tokens give none, nor do ids beyond the vocabulary, which a model with a padded embedding can choose.
+        """
 
     @abstractmethod
     def stream_decoder(self) -> StreamDecoder:
@@ -70,35 +88,3 @@ class Tokenizer(ABC):
         path = folder / self.file_name
         write_atomically(path, self.serialized)
         return path
-
-
-class ByteStreamDecoder:
-    """Stream decoder of a tokenizer whose every token stands for known bytes."""
-
-    def __init__(self, token_bytes: Sequence[bytes], *, strip_first_space: bool) -> None:
-        self._token_bytes = token_bytes
-        self._strip_first_space = strip_first_space
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._at_start = True
-
-    def push(self, token: int) -> str:
-        piece = self._token_bytes[token]
-        if self._at_start and piece:
-            self._at_start = False
-            if self._strip_first_space:
-                piece = piece.removeprefix(b" ")
-        return self._utf8.decode(piece)
-
-    def flush(self) -> str:
-        rest = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        self._at_start = True
-        return rest
-
-
-def join_bytes(token_bytes: Sequence[bytes], ids: Sequence[int], *, strip_first_space: bool) -> str:
-    """Text of a sequence of tokens that stand for known bytes."""
-    text = b"".join([token_bytes[token] for token in ids])
-    if strip_first_space:
-        text = text.removeprefix(b" ")
-    return text.decode("utf-8", "replace")

@@ -6,11 +6,20 @@ Ids 0, 1, 2 are unknown, BOS and EOS, 3 to 258 the bytes; a space is a space, no
 
 import struct
 
-from shearling.data.tokenizers.sentence_piece import SPACE, SentencePieceTokenizer, model_proto
+import numpy as np
+
+from shearling.data.tokenizers.model_file import model_file
+from shearling.data.tokenizers.pieces import SPACE, PieceType
+from shearling.data.tokenizers.sentence_piece import SentencePieceTokenizer
 from shearling.errors import UserError
 
-_SPECIAL = ("<unk>", "<s>", "</s>")
-_BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+_NAMES = (b"<unk>", b"<s>", b"</s>")
+PRINTED_NAMES = (b"<unk>", b"\n<s>\n", b"\n</s>\n")
+"""llama2.c prints BOS and EOS on lines of their own; their names are the above."""
+_BYTES = [f"<0x{byte:02X}>".encode() for byte in range(256)]
+_TYPES = [PieceType.UNKNOWN, PieceType.CONTROL, PieceType.CONTROL, *[PieceType.BYTE] * 256]
+"""Of the first ids; all others are normal."""
+_HEAD = struct.Struct("<4si")
 LONGEST_PIECE = 1 << 12
 
 
@@ -20,28 +29,24 @@ def llama2c_tokenizer(content: bytes, origin: str = "tokenizer.bin") -> Sentence
     Raises:
         UserError: the content does not follow the layout.
     """
-    pieces = _parse(content, origin)
-    model = model_proto()()
-    kinds = model.SentencePiece
-    for index, (piece, score) in enumerate(pieces):
-        kind = kinds.NORMAL
-        if index < len(_SPECIAL):
-            # llama2.c prints BOS and EOS on lines of their own ("\n<s>\n"); the pieces' names are these.
-            piece, kind = _SPECIAL[index], kinds.CONTROL if index else kinds.UNKNOWN
-        elif index < len(_SPECIAL) + len(_BYTES):
-            kind = kinds.BYTE
-        model.pieces.add(piece=piece.replace(" ", SPACE), score=score, type=kind)
-    model.trainer_spec.model_type = model.trainer_spec.BPE
-    model.trainer_spec.vocab_size = len(pieces)
-    model.trainer_spec.byte_fallback = True
-    model.trainer_spec.pad_id = -1
-    model.normalizer_spec.name = "identity"
-    model.normalizer_spec.add_dummy_prefix = True
-    model.normalizer_spec.remove_extra_whitespaces = False
-    return SentencePieceTokenizer(model.SerializeToString(deterministic=True), origin)
+    pieces, scores = _parse(content, origin)
+    pieces[: len(_NAMES)] = _NAMES
+    space = SPACE.encode()
+    model = model_file(
+        "bpe",
+        [piece.replace(b" ", space) for piece in pieces],
+        scores,
+        [int(type_) for type_ in _TYPES] + [int(PieceType.NORMAL)] * (len(pieces) - len(_TYPES)),
+        ids={},
+        byte_fallback=True,
+        add_dummy_prefix=True,
+    )
+    return SentencePieceTokenizer(model, origin)
 
 
-def _parse(content: bytes, origin: str) -> list[tuple[str, float]]:
+def _parse(content: bytes, origin: str) -> tuple[list[bytes], list[bytes]]:
+    """The pieces, and their scores as they lie there."""
+
     def refuse(what: str) -> UserError:
         return UserError(f"{origin}: not a tokenizer.bin of llama2.c: {what}")
 
@@ -50,21 +55,27 @@ def _parse(content: bytes, origin: str) -> list[tuple[str, float]]:
     (longest,) = struct.unpack_from("<i", content)
     if not 0 < longest <= LONGEST_PIECE:
         raise refuse(f"its longest piece would be {longest} bytes")
-    pieces: list[tuple[str, float]] = []
-    position = 4
-    while position < len(content):
-        if position + 8 > len(content):
+    allowed = max(longest, len(PRINTED_NAMES[2]))  # which is written without being counted into the longest piece
+    pieces: list[bytes] = []
+    scores: list[bytes] = []
+    position, end, unpack = 4, len(content), _HEAD.unpack_from
+    while position < end:
+        if position + 8 > end:
             raise refuse(f"it ends within piece {len(pieces)}")
-        score, length = struct.unpack_from("<fi", content, position)
-        position += 8
-        # "\n</s>\n" is written without being counted into the longest piece
-        if not 0 <= length <= max(longest, 8) or position + length > len(content):
+        score, length = unpack(content, position)
+        start = position + 8
+        position = start + length
+        if not 0 <= length <= allowed or position > end:
             raise refuse(f"piece {len(pieces)} has an impossible length of {length} bytes")
-        try:
-            pieces.append((content[position : position + length].decode(), score))
-        except UnicodeDecodeError as error:
-            raise refuse(f"piece {len(pieces)} is not UTF-8") from error
-        position += length
-    if tuple(piece for piece, _ in pieces[3:259]) != _BYTES:
+        pieces.append(content[start:position])
+        scores.append(score)
+    if pieces[3:259] != _BYTES:
         raise refuse("ids 3 to 258 are not the bytes <0x00> to <0xFF>")
-    return pieces
+    if not np.isfinite(np.frombuffer(b"".join(scores), "<f4")).all():
+        raise refuse("a score is no number")
+    try:
+        b"\n".join(pieces).decode()
+    except UnicodeDecodeError as error:
+        index = next(i for i, piece in enumerate(pieces) if piece.decode(errors="ignore").encode() != piece)
+        raise refuse(f"piece {index} is not UTF-8") from error
+    return pieces, scores

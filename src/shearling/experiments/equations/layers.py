@@ -14,6 +14,8 @@ from shearling.experiments.equations.tracing import SAMPLE
 from shearling.experiments.equations.writing import Writer, subscript
 from shearling.models.layers.placement import Placement
 from shearling.models.layers.position import ALiBi, Position, RotaryPosition
+from shearling.models.rope import inverse_frequencies
+from shearling.models.spec import RoPESpec
 from shearling.models.transformer import Block, Transformer
 
 WIDEST_LINE = 110
@@ -42,7 +44,7 @@ def ends(model: Transformer) -> tuple[list[str], list[str], tuple[Any, ...]]:
     early = [line for line in where if any(norm in said for said in before for norm in NORM_CALL.findall(line))]
     late = [line for line in where if line not in early]
     if tracer.called_with:
-        before += _positions(model.position, tracer.called_with[1])
+        before += _positions(model, tracer.called_with[1])
     return [*before, *early], [*after, *failed, *late], tracer.called_with
 
 
@@ -94,17 +96,29 @@ def folded(line: str) -> list[str]:
     return [f"{first},", *lines]
 
 
-def _positions(position: Position, context: Any) -> list[str]:
+def _positions(model: Transformer, context: Any) -> list[str]:
     """What the names RoPE, P, bias and mask stand for."""
-    lines = []
+    lines, position, spec = [], model.position, model.spec
     if type(position) is not Position:
         called = {RotaryPosition: "RoPE", ALiBi: "bias"}.get(type(position), "P")
-        said = (type(position).__doc__ or "").strip().splitlines()[0]
-        options = [f"{key} = {value:g}" for key, value in vars(position).items() if type(value) in (int, float)]
-        lines.append(f"where {called}: {said.rstrip('.')}" + (f" ({', '.join(options)})" if options else ""))
+        lines.append(_said(called, position, {k: v for k, v in vars(position).items() if not k.startswith("_")}))
+    if isinstance(spec.position, RoPESpec) and spec.position.scaling:
+        options = dict(spec.position.scaling)
+        if "attention_factor" in options:  # null stands for one that is computed
+            options["attention_factor"] = inverse_frequencies(spec)[1]
+        lines.append(_said("RoPE's frequencies", spec.position.scaling, options))
     if context.causal:
-        lines.append("where mask: 0 for a token itself and those before it, −∞ for later ones")
+        before = "those" if spec.sliding_window is None else f"the {spec.sliding_window - 1}"
+        others = "later ones" if spec.sliding_window is None else "others"
+        lines.append(f"where mask: 0 for a token itself and {before} before it, −∞ for {others}")
     return lines
+
+
+def _said(called: str, part: Any, options: dict[str, Any]) -> str:
+    """What begins the docstring of a part's class, and those of its options that are numbers."""
+    summary = (type(part).__doc__ or "").strip().splitlines()[0].rstrip(".")
+    numbers = [f"{key} = {value:g}" for key, value in options.items() if type(value) in (int, float)]
+    return f"where {called}: {summary}" + (f" ({', '.join(numbers)})" if numbers else "")
 
 
 def _named_norms(tracer: Tracer, d_model: int) -> list[str]:

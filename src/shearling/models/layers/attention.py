@@ -40,10 +40,10 @@ class Context:
 
     Attributes:
         rotation: cosines and sines of the positions at hand, (T, K/2) each in fp32, where positions are rotary.
-        mask: which keys a query sees, boolean (B, 1, T, S), or what is added to the scores, (H, T, S); None: see
-            `causal`.
+        mask: which keys a query sees, boolean (T, S) or (B, 1, T, S), or what is added to the scores, (H, T, S); None:
+            see `causal`.
         causal: without a mask, whether a query sees only the keys up to itself.
-        short: no mask, no cache, and short enough for `short_attention`.
+        short: short enough for `short_attention`, without a cache, its mask the same for all sequences and heads.
         dtype: arithmetic of the branches; the residual stream stays fp32.
         caches: one cache a layer while generating, else None.
         step: the training step, a scalar, for what changes with it; None where nothing does.
@@ -59,9 +59,14 @@ class Context:
 
 
 def short_attention(
-    q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor, scale: float, causal: bool
+    q_BHTK: torch.Tensor,
+    k_BHTK: torch.Tensor,
+    v_BHTK: torch.Tensor,
+    scale: float,
+    causal: bool,
+    mask_TT: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """softmax(Q Kᵀ · scale) V with all scores in memory: on a CPU the faster way while T is short.
+    """softmax(Q Kᵀ · scale, masked) V with all scores in memory: on a CPU the faster way while T is short.
 
     Its products are plain batched ones, forward and backward; the fused kernel's backward pass runs at a fraction of
     their speed there. Called under `checkpoint`: scores are cheaper made again than kept for the backward pass.
@@ -69,7 +74,10 @@ def short_attention(
     """
     B, H, T, K = q_BHTK.shape
     q, k, v = (x.reshape(B * H, T, K) for x in (q_BHTK, k_BHTK, v_BHTK))
-    added_1TT = torch.full((1, T, T), -torch.inf, dtype=q.dtype, device=q.device).triu(1) if causal else q.new_zeros(1)
+    if mask_TT is not None:
+        added_1TT = q.new_zeros(1, T, T).masked_fill(~mask_TT, -torch.inf)
+    else:
+        added_1TT = q.new_full((1, T, T), -torch.inf).triu(1) if causal else q.new_zeros(1)
     scores = torch.baddbmm(added_1TT, q, k.transpose(1, 2), alpha=scale)
     return torch.bmm(torch.softmax(scores, dim=-1), v).view(B, H, T, K)
 
@@ -96,7 +104,7 @@ def attend(
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     if context.short and not dropout:
         y_BHTK = checkpoint(
-            short_attention, q, k, v, scale, context.causal, use_reentrant=False, preserve_rng_state=False
+            short_attention, q, k, v, scale, context.causal, context.mask, use_reentrant=False, preserve_rng_state=False
         )
     else:
         mask = context.mask if context.mask is None or context.mask.dtype == torch.bool else context.mask.to(q.dtype)

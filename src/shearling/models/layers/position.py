@@ -8,6 +8,7 @@ import math
 import torch
 from torch import nn
 
+from shearling.models.rope import inverse_frequencies
 from shearling.models.spec import LearnedPositionSpec, ModelSpec, RoPESpec
 
 
@@ -31,19 +32,23 @@ class Position(nn.Module):
 
 
 class RotaryPosition(Position):
-    """Pairs (i, i + K/2) of queries and keys turn by position · theta^(−2i/K) (RoPE, arXiv 2104.09864)."""
+    """Pairs (i, i + K/2) of queries and keys turn by position · theta^(−2i/K) (RoPE, arXiv 2104.09864).
+
+    Frequencies that are scaled for a longer context: see `shearling.models.rope`.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         assert isinstance(spec.position, RoPESpec)
         self.theta = spec.position.theta
         self.head_dim = spec.head_dim
+        frequencies, self._factor = inverse_frequencies(spec)
+        self._frequencies = torch.from_numpy(frequencies)  # no buffer: they have values in a model without storage too
 
     def rotation(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines of the angles position · theta^(−2i/K)."""
-        exponents = torch.arange(0, self.head_dim, 2, device=positions_T.device, dtype=torch.float32) / self.head_dim
-        angles = positions_T.float()[:, None] * self.theta**-exponents
-        return angles.cos(), angles.sin()
+        """Cosines and sines of the angles position · frequency, times YaRN's factor (1 elsewhere)."""
+        angles = positions_T.float()[:, None] * self._frequencies.to(positions_T.device)
+        return self._factor * angles.cos(), self._factor * angles.sin()
 
 
 class LearnedPosition(Position):

@@ -1,13 +1,17 @@
 """What the `transformers` library calls the options and tensors of the models that our graph can express.
 
-A model_type is one `Family` in FAMILIES; reading (and whatever else goes between the two) is the same for all.
+A model_type is one `Family` in FAMILIES; reading and writing are the same for all.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-Options = dict[str, Any]
+from shearling.formats.huggingface.options import Options
+from shearling.formats.huggingface.rope import SCALINGS, flat_rope
+
+SEGMENTS = "type_vocab_size"
+"""The key that says how many rows the table of segments has."""
 
 Refused = Mapping[str, tuple[tuple[Any, ...], str]]
 """A key, the values of it that our graph has, and what it lacks for another."""
@@ -18,9 +22,12 @@ class Family:
     """One model_type.
 
     Attributes:
+        architecture: the class of `transformers`; that of the model without its head, where there is one here.
         prefix: what names of tensors begin with, except where a model was saved without its head.
+        outside: what begins those names that have no prefix.
         options: their key, and our option with dots.
         defaults: what an absent key stands for; the others must be there.
+        scalings: by rope_type, what is added to `options`, below our `position.scaling`.
         values: for a key whose values have names: theirs, and ours.
         fixed: our options, with dots, that all models of this type share.
         refused: besides REFUSED_OF_ALL.
@@ -35,7 +42,9 @@ class Family:
         flatten: brings under one level what a config nests, and computes what it leaves to be computed.
     """
 
+    architecture: tuple[str, str]
     prefix: str
+    outside: str
     options: Mapping[str, str]
     defaults: Options
     values: Mapping[str, Mapping[str, str]]
@@ -49,7 +58,14 @@ class Family:
     transposed: bool = False
     head: str = ""
     segments: str | None = None
+    scalings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     flatten: Callable[[Options], Options] = dict
+
+    def options_of(self, config: Options) -> dict[str, str]:
+        """`options` of one flat config, those of its scaled rotations among them."""
+        kind = config.get("rope_type")
+        scaling = self.scalings.get(kind, {}) if isinstance(kind, str) else {}
+        return {**self.options, **{theirs: f"position.scaling.{ours}" for theirs, ours in scaling.items()}}
 
     def tensor(self, ours: str, tied: bool) -> str:
         """Their name, without the prefix, of the tensor that holds our parameter."""
@@ -59,22 +75,14 @@ class Family:
         theirs = _lookup(self.outer, ours)
         return self.tied.get(theirs, theirs) if tied else theirs
 
+    def full_name(self, name: str, head: bool) -> str:
+        """The name that `transformers` saves it under, in a model that has its head, or in one that has none."""
+        return name if not head or name.startswith(self.outside) else self.prefix + name
+
 
 def _lookup(names: Mapping[str, str], ours: str) -> str:
     module, _, leaf = ours.rpartition(".")
     return names[ours] if ours in names else f"{names[module]}.{leaf}"
-
-
-def _flat_llama(config: Options) -> Options:
-    """Rotary options lie in `rope_parameters`; before version 5, beside `rope_scaling`, which has the other ones."""
-    flat = {**config, "rope_type": "default"}
-    for key in ("rope_parameters", "rope_scaling"):
-        given = config.get(key) or {}
-        rope = given if isinstance(given, dict) else {"rope_type": given}
-        flat |= {key: rope[key] for key in ("rope_type", "rope_theta", "partial_rotary_factor") if key in rope}
-        if "type" in rope and "rope_type" not in rope:  # the older name
-            flat["rope_type"] = rope["type"]
-    return flat
 
 
 def _flat_gpt2(config: Options) -> Options:
@@ -90,7 +98,9 @@ REFUSED_OF_ALL: Refused = {
 }
 
 LLAMA = Family(
+    architecture=("LlamaForCausalLM", ""),
     prefix="model.",
+    outside="lm_head.",
     options={
         "hidden_size": "d_model",
         "num_hidden_layers": "n_layers",
@@ -119,8 +129,10 @@ LLAMA = Family(
     values={"hidden_act": {"silu": "swiglu", "swish": "swiglu"}},
     fixed={"arch": "llama", "norm.kind": "rmsnorm", "position.kind": "rope"},
     refused={
-        "rope_type": (("default",), "rotary positions are not rescaled here"),
+        "rope_type": (("default", *SCALINGS), f"rotary positions are scaled as {', '.join(SCALINGS)}, or not, here"),
+        "unknown_rope_option": ((None,), "rotary positions have no such option here"),
         "partial_rotary_factor": ((None, 1.0), "rotary positions turn the whole head here"),
+        "truncate": ((None, True), "YaRN's ramp lies between whole numbers here"),
     },
     outer={"embed": "embed_tokens", "final_norm": "norm", "head": "lm_head"},
     layers="layers",
@@ -137,11 +149,30 @@ LLAMA = Family(
     },
     tied={"lm_head.weight": "embed_tokens.weight"},
     left_out=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",  # computed from rope_theta
-    flatten=_flat_llama,
+    scalings=SCALINGS,
+    flatten=flat_rope,
+)
+
+_LLAMA_S_BIASES = ("attention_bias", "mlp_bias")
+
+MISTRAL = replace(
+    LLAMA,
+    architecture=("MistralForCausalLM", ""),
+    options={
+        **{key: option for key, option in LLAMA.options.items() if key not in _LLAMA_S_BIASES},
+        "sliding_window": "sliding_window",
+    },
+    defaults={
+        **{key: value for key, value in LLAMA.defaults.items() if key not in _LLAMA_S_BIASES},
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+    },
 )
 
 GPT2 = Family(
+    architecture=("GPT2LMHeadModel", ""),
     prefix="transformer.",
+    outside="lm_head.",
     options={
         "n_embd": "d_model",
         "n_layer": "n_layers",
@@ -196,7 +227,9 @@ GPT2 = Family(
 )
 
 BERT = Family(
+    architecture=("BertForMaskedLM", "BertModel"),
     prefix="bert.",
+    outside="cls.",
     options={
         "hidden_size": "d_model",
         "num_hidden_layers": "n_layers",
@@ -216,7 +249,7 @@ BERT = Family(
         "hidden_dropout_prob": 0.1,
         "attention_probs_dropout_prob": 0.1,
         "tie_word_embeddings": True,
-        "type_vocab_size": 2,
+        SEGMENTS: 2,
     },
     values={"hidden_act": {"gelu": "gelu_erf"}},  # the masked-token head has no other
     fixed={
@@ -265,5 +298,5 @@ BERT = Family(
     segments="embeddings.token_type_embeddings.weight",
 )
 
-FAMILIES: dict[str, Family] = {"llama": LLAMA, "gpt2": GPT2, "bert": BERT}
+FAMILIES: dict[str, Family] = {"llama": LLAMA, "mistral": MISTRAL, "gpt2": GPT2, "bert": BERT}
 """By model_type."""

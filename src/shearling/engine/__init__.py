@@ -1,0 +1,1 @@
+"""The runtime: reading a model's weights, decoding, sampling, chat. Imports no torch."""

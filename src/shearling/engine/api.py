@@ -1,0 +1,229 @@
+"""A model to work with in Python: text, pieces of text, logits, replies."""
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypedDict
+
+from shearling.data.tokenizers.base import Tokenizer
+from shearling.engine.chat import Conversation
+from shearling.engine.generation import Finish, Generation, Transcript, check_prompt, generate_tokens
+from shearling.engine.sampling import Sampler, Sampling
+from shearling.engine.session import Engine
+from shearling.engine.templates import JinjaTemplate, Llama2Template, Message, Template, check_text
+from shearling.errors import UserError
+from shearling.formats.checkpoint import Checkpoint
+from shearling.models.spec import ModelSpec
+from shearling.quantization import FloatArray
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `Sampling`, as keywords."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    repetition_window: int
+    seed: int | None
+
+
+class Model:
+    """A model, its tokenizer, and an engine that runs it. `shearling.load(path)` gives one.
+
+    Every method that draws takes the fields of `Sampling` as keywords: `temperature` (1.0), `top_p` (0.9), `top_k`,
+    `min_p`, `repetition_penalty`, `repetition_window`, `seed` (the clock). A seed gives the same text each time.
+
+    Args:
+        engine: runs the model.
+        checkpoint: where it came from.
+
+    Attributes:
+        engine: what runs it.
+        origin: the file or folder that it came from.
+    """
+
+    def __init__(self, engine: Engine, checkpoint: Checkpoint) -> None:
+        self.engine = engine
+        self.origin = checkpoint.origin
+        self._checkpoint = checkpoint
+        self._idle: list[Transcript] = []
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The architecture."""
+        return self.engine.spec
+
+    @property
+    def context(self) -> int:
+        """The longest text, in tokens, prompt included."""
+        return self.engine.context
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What the model's tokens mean.
+
+        Raises:
+            UserError: the model came without one.
+        """
+        tokenizer = self._checkpoint.tokenizer
+        if tokenizer is None:
+            raise UserError(f"{self.origin}: it comes without a tokenizer: name one (-z FILE, or load(…, tokenizer=…))")
+        return tokenizer
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a text: those that the file names, and BOS, which begins another."""
+        named = self._checkpoint.stop_ids or (self.tokenizer.eos_id,)
+        return frozenset((*named, self.tokenizer.bos_id))
+
+    @property
+    def template(self) -> Template:
+        """How conversations become tokens: the model's own template, or Llama 2's where it comes without one."""
+        source = self._checkpoint.chat_template
+        return Llama2Template() if source is None else JinjaTemplate(source, self.origin)
+
+    def conversation(
+        self,
+        sampling: Sampling,
+        *,
+        system: str = "",
+        template: Template | None = None,
+        limit: int | None = None,
+        positions: int | None = None,
+        stop: Sequence[str] = (),
+        say: Callable[[str], None],
+    ) -> Conversation:
+        """A conversation that remembers its turns.
+
+        Args:
+            template: None: the model's.
+            system, limit, positions, stop, say: see `Conversation`.
+        """
+        return Conversation(
+            self.engine.session(), self.tokenizer, template or self.template, sampling=sampling, system=system,
+            stop_ids=self.stop_ids | {self.tokenizer.eos_id}, limit=limit, positions=positions, stop=stop, say=say,
+        )  # fmt: skip
+
+    def prompt_tokens(self, prompt: str) -> list[int]:
+        """The tokens of a text that the model is to continue, with BOS before it where the model expects one.
+
+        Raises:
+            UserError: the text is no valid UTF-8, or its tokens are not the model's.
+        """
+        check_text(prompt, "the prompt")
+        tokens = self.tokenizer.encode(prompt)
+        if not tokens or self._checkpoint.notes.get("add_bos_token", self.tokenizer.adds_bos):
+            tokens = [self.tokenizer.bos_id, *tokens]
+        return self._checked(tokens)
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int | None = 256,
+        stop: str | Sequence[str] = (),
+        **sampling: "Unpack[SamplingOptions]",
+    ) -> str:
+        """What follows `prompt`, without it.
+
+        Args:
+            max_new_tokens: tokens at most; None: as many as the context takes.
+            stop: a string, or several, that end the text; nothing of them is in it.
+
+        Raises:
+            UserError: an option is out of its range, the prompt does not fit into the context, or the model came
+                without a tokenizer.
+        """
+        return "".join(self.stream(prompt, max_new_tokens=max_new_tokens, stop=stop, **sampling))
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int | None = 256,
+        stop: str | Sequence[str] = (),
+        **sampling: "Unpack[SamplingOptions]",
+    ) -> Iterator[str]:
+        """The same in pieces of complete UTF-8, each as soon as it is certain. What is refused is refused at once."""
+        return iter(self.continuation(self.prompt_tokens(prompt), Sampling(**sampling), max_new_tokens, stop))
+
+    def logits(self, tokens: Sequence[int]) -> FloatArray:
+        """float32 (T, V): behind each of the tokens.
+
+        Raises:
+            UserError: there are none, one is not in the vocabulary, or they do not fit into the context.
+        """
+        return self.engine.session().feed_for_all_logits(tokens)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        max_new_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        **sampling: "Unpack[SamplingOptions]",
+    ) -> str:
+        """The reply to a conversation: `[{"role": "user", "content": "…"}]`. Arguments as for `generate`."""
+        return "".join(self.stream_chat(messages, max_new_tokens=max_new_tokens, stop=stop, **sampling))
+
+    def stream_chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        max_new_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        **sampling: "Unpack[SamplingOptions]",
+    ) -> Iterator[str]:
+        """The same in pieces of complete UTF-8. What is refused is refused at once."""
+        return iter(self.reply([Message.of(each) for each in messages], Sampling(**sampling), max_new_tokens, stop))
+
+    def continuation(
+        self, tokens: Sequence[int], sampling: Sampling, limit: int | None, stop: str | Sequence[str] = ()
+    ) -> Generation:
+        """As `stream`, with its figures, from the tokens of a prompt."""
+        decoder = self.tokenizer.stream_decoder()
+        for token in tokens:
+            decoder.push(token)  # the text goes on within the prompt's sequence: only its very start loses a space
+        return Generation(self._drawn(tokens, sampling, limit, self.stop_ids, afresh=True), decoder, _several(stop))
+
+    def reply(
+        self, messages: Sequence[Message], sampling: Sampling, limit: int | None, stop: str | Sequence[str] = ()
+    ) -> Generation:
+        """As `stream_chat`, with its figures. What the last call read and this one begins with is not read again."""
+        tokens = self._checked(self.template.tokens(messages, self.tokenizer))
+        drawn = self._drawn(tokens, sampling, limit, self.stop_ids | {self.tokenizer.eos_id}, afresh=False)
+        return Generation(drawn, self.tokenizer.stream_decoder(), _several(stop))
+
+    def _checked(self, tokens: list[int]) -> list[int]:
+        if max(tokens) >= self.spec.vocab_size:
+            raise UserError(f"{self.origin}: its tokenizer gives token {max(tokens)}, and the model has "
+                            f"{self.spec.vocab_size}: they belong to different models")  # fmt: skip
+        return tokens
+
+    def _drawn(
+        self, prompt: Sequence[int], sampling: Sampling, limit: int | None, stop_ids: frozenset[int], *, afresh: bool
+    ) -> Generator[int, None, Finish]:
+        if limit is not None and limit < 0:
+            raise UserError(f"max_new_tokens {limit}: should be at least 0")
+        check_prompt(prompt, self.context)
+        sampler = Sampler(sampling, self.tokenizer.vocab_size)
+
+        def draw() -> Generator[int, None, Finish]:
+            transcript = self._idle.pop() if self._idle else Transcript(self.engine.session())  # which no one else uses
+            try:
+                if (
+                    afresh
+                ):  # an engine may round otherwise where it reads a prompt in other pieces: same seed, same text
+                    transcript.keep(0)
+                return (yield from generate_tokens(transcript, prompt, sampler, limit=limit, stop_ids=stop_ids))
+            finally:
+                self._idle.append(transcript)
+
+        return draw()
+
+
+def _several(stop: str | Sequence[str]) -> Sequence[str]:
+    return (stop,) if isinstance(stop, str) else stop

@@ -1,0 +1,70 @@
+"""Kernels are compiled once for a processor, and kept on disk in a folder that belongs to their source."""
+
+import functools
+import hashlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+from numba import types
+from numba.core import config
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@functools.cache
+def kernel_folder() -> Path:
+    """Where compiled kernels are kept: `kernels` in SHEARLING_CACHE, else in the user's cache folder.
+
+    numba looks at one source file to see whether a kernel is stale; the folder's name stands for all of them.
+    """
+    sources = hashlib.sha256(f"{sys.version} {numba.__version__}".encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        sources.update(path.read_bytes())
+    cache = os.environ.get("SHEARLING_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "shearling")
+    return Path(cache).expanduser() / "kernels" / sources.hexdigest()[:16]
+
+
+@contextmanager
+def _kept_on_disk() -> Iterator[None]:
+    before = config.CACHE_DIR
+    config.CACHE_DIR = str(kernel_folder())
+    try:
+        yield
+    finally:
+        config.CACHE_DIR = before
+
+
+def entry(function: Function) -> Function:
+    """A function that Python calls: compiled when it is first called, run without the interpreter's lock."""
+    with _kept_on_disk():
+        compiled: Function = numba.njit(function, nogil=True, cache=True, error_model="numpy")
+    return compiled
+
+
+def part(function: Function) -> Function:
+    """A function that only compiled ones call."""
+    compiled: Function = numba.njit(function, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    return compiled
+
+
+@functools.cache
+def kernel(function: Callable[..., None]) -> int:
+    """The address of a function of whole numbers, compiled by itself; `call` reaches it.
+
+    A model needs few of all kernels, and each is optimized once, whatever calls it.
+    """
+    arguments = [types.int64] * len(inspect.signature(function).parameters)
+    with _kept_on_disk():
+        compiled = numba.cfunc(types.void(*arguments), nopython=True, cache=True, error_model="numpy")(function)
+    return int(compiled.address)
+
+
+def are_compiled() -> bool:
+    """Whether the kernels of this version have been compiled on this machine before."""
+    return any(kernel_folder().rglob("*.nbc"))

@@ -1,0 +1,251 @@
+"""What stands between the matrix products: norms, rotation, keys and values, attention, the gate."""
+
+from typing import Any
+
+import numpy as np
+
+from shearling.engine.compiling import part
+from shearling.engine.simd import (
+    LANES,
+    add,
+    as_bf16,
+    as_f32,
+    as_i8,
+    div,
+    exp,
+    fma,
+    largest,
+    load,
+    load_first,
+    mul,
+    number,
+    peak,
+    put,
+    record_at,
+    splat,
+    store,
+    sub,
+    total,
+)
+
+TIME = 4 * LANES
+"""Keys whose scores are taken together; a cache's capacity is a multiple."""
+
+CACHE = np.dtype([(name, np.int64) for name in (
+    "keep", "attend", "sequences", "kv_heads", "head_dim", "padded", "capacity", "keys", "values", "key_scales", "value_scales",
+)])  # fmt: skip
+"""Keys and values of some sequences: the addresses of their kernels and of their numbers, and the sizes.
+
+Keys (layers, sequences, kv_heads, head_dim, capacity): a head's keys at all times lie side by side, dimension by
+dimension. Values (layers, sequences, kv_heads, capacity, padded), `padded` the head's width rounded up to 16. Kept as
+bytes, each key and each value has a scale of its own: (layers, sequences, kv_heads, capacity), fp32.
+"""
+
+cache_at = record_at(CACHE)
+
+
+@part
+def rms_norm(x: int, gain: int, columns: int, eps: float, to: int) -> None:
+    """g ⊙ x / √(mean(x²) + eps) (arXiv 1910.07467)."""
+    source, gains, target = as_f32(x), as_f32(gain), as_f32(to)
+    whole, left = columns // LANES * LANES, columns % LANES
+    squares = splat(np.float32(0))
+    for i in range(0, whole, LANES):
+        squares = fma(load(source, i), load(source, i), squares)
+    if left:
+        rest = load_first(source, whole, left)
+        squares = fma(rest, rest, squares)
+    scale = splat(np.float32(1) / np.sqrt(total(squares) / np.float32(columns) + np.float32(eps)))
+    for i in range(0, whole, LANES):
+        store(target, i, mul(load(gains, i), mul(load(source, i), scale)))
+    if left:  # zeros behind the end stay zeros
+        store(target, whole, mul(load_first(gains, whole, left), mul(load_first(source, whole, left), scale)))
+
+
+@part
+def gate(x: int, y: int, first: int, last: int) -> None:
+    """x ← silu(x) ⊙ y in the columns from `first` to `last`, multiples of 16 (SwiGLU, arXiv 2002.05202)."""
+    gates, ups = as_f32(x), as_f32(y)
+    one = splat(np.float32(1))
+    for i in range(first, last, LANES):
+        g = load(gates, i)
+        sigmoid = div(one, add(one, exp(sub(splat(np.float32(0)), g))))
+        store(gates, i, mul(mul(g, sigmoid), load(ups, i)))
+
+
+@part
+def rotate(x: int, cos: int, sin: int, half: int, adjacent: bool) -> None:
+    """Turn a head's pairs, (i, i + K/2) or adjacent ones, by their angles (RoPE, arXiv 2104.09864)."""
+    head, cosines, sines = as_f32(x), as_f32(cos), as_f32(sin)
+    for i in range(half):
+        first, second = (2 * i, 2 * i + 1) if adjacent else (i, i + half)
+        a, b, c, s = number(head, first), number(head, second), number(cosines, i), number(sines, i)
+        put(head, first, a * c - b * s)
+        put(head, second, b * c + a * s)
+
+
+@part
+def kept_scale(x: int, width: int) -> float:
+    """The scale with which a vector's largest number becomes 127."""
+    most = np.float32(0)
+    for i in range(width):
+        most = max(most, abs(number(as_f32(x), i)))
+    return most / np.float32(127)
+
+
+@part
+def keep_as(keys: Any, values: Any, c: Any, head: int, time: int, key: Any, value: Any, factors: Any) -> None:
+    """Put a key and a value, each times its factor, where a head keeps those of this time."""
+    K, capacity = c.head_dim, c.capacity
+    first_key, first_value = head * K * capacity + time, (head * capacity + time) * c.padded
+    for i in range(K):
+        put(keys, first_key + i * capacity, number(key, i) * factors[0])
+        put(values, first_value + i, number(value, i) * factors[1])
+
+
+@part
+def scores_of(keys: Any, at: int, q: int, scale: float, cache: Any, begin: int, end: int, scores: int) -> None:
+    """q · k · scale for the keys from `begin`, a multiple of TIME, to beyond `end`."""
+    query, to, capacity = as_f32(q), as_f32(scores), cache.capacity
+    for time in range(begin, end, TIME):
+        s0 = s1 = s2 = s3 = splat(np.float32(0))
+        for i in range(cache.head_dim):
+            z, place = splat(number(query, i)), at + i * capacity + time
+            s0 = fma(load(keys, place), z, s0)
+            s1 = fma(load(keys, place + LANES), z, s1)
+            s2 = fma(load(keys, place + 2 * LANES), z, s2)
+            s3 = fma(load(keys, place + 3 * LANES), z, s3)
+        store(to, time, mul(s0, splat(scale)))
+        store(to, time + LANES, mul(s1, splat(scale)))
+        store(to, time + 2 * LANES, mul(s2, splat(scale)))
+        store(to, time + 3 * LANES, mul(s3, splat(scale)))
+
+
+@part
+def weigh(scores: int, begin: int, first: int, end: int) -> float:
+    """softmax's numerators in place, over the times from `first` to `end`, 0 around them; returns their sum."""
+    s = as_f32(scores)
+    stop = (end + LANES - 1) // LANES * LANES
+    for time in range(begin, first):
+        put(s, time, np.float32(-np.inf))
+    for time in range(end, stop):
+        put(s, time, np.float32(-np.inf))
+    most = splat(np.float32(-np.inf))
+    for time in range(begin, stop, LANES):
+        most = largest(most, load(s, time))
+    most = splat(peak(most))
+    together = splat(np.float32(0))
+    for time in range(begin, stop, LANES):
+        weights = exp(sub(load(s, time), most))
+        store(s, time, weights)
+        together = add(together, weights)
+    return total(together)
+
+
+@part
+def mix(values: Any, at: int, padded: int, scores: int, first: int, end: int, inverse: float, out: int) -> None:
+    """The values from `first` to `end`, weighed, times `inverse`: `padded` numbers at `out`."""
+    weights, to = as_f32(scores), as_f32(out)
+    slot = 0
+    while slot < padded:
+        wide = slot + 4 * LANES <= padded
+        y0 = y1 = y2 = y3 = splat(np.float32(0))
+        if wide:
+            for time in range(first, end):
+                p, place = splat(number(weights, time)), at + time * padded + slot
+                y0 = fma(load(values, place), p, y0)
+                y1 = fma(load(values, place + LANES), p, y1)
+                y2 = fma(load(values, place + 2 * LANES), p, y2)
+                y3 = fma(load(values, place + 3 * LANES), p, y3)
+            store(to, slot + LANES, mul(y1, splat(inverse)))
+            store(to, slot + 2 * LANES, mul(y2, splat(inverse)))
+            store(to, slot + 3 * LANES, mul(y3, splat(inverse)))
+        else:
+            for time in range(first, end):
+                y0 = fma(load(values, at + time * padded + slot), splat(number(weights, time)), y0)
+        store(to, slot, mul(y0, splat(inverse)))
+        slot += 4 * LANES if wide else LANES
+
+
+@part
+def scaled(scores: int, scales: int, first: int, end: int) -> None:
+    """Each score times the scale of its time."""
+    s, c = as_f32(scores), as_f32(scales)
+    for time in range(first, end, LANES):
+        store(s, time, mul(load(s, time), load(c, time)))
+
+
+@part
+def attend_with(
+    keys: Any, values: Any, c: Any, head: int, q: int, scale: float, span: Any, scores: int, out: int
+) -> None:
+    """softmax(q · Kᵀ · scale) · V, keys and values times the scales of their times where they have any."""
+    first, end = span
+    capacity, begin = c.capacity, first // TIME * TIME
+    at, scales = head * capacity, 4 * head * capacity
+    scores_of(keys, at * c.head_dim, q, scale, c, begin, end, scores)
+    if c.key_scales:
+        scaled(scores, c.key_scales + scales, begin, end)
+    inverse = np.float32(1) / weigh(scores, begin, first, end)
+    if c.value_scales:
+        scaled(scores, c.value_scales + scales, begin, end)
+    mix(values, at * c.padded, c.padded, scores, first, end, inverse, out)
+
+
+# The kernels. Keeping takes the addresses of a CACHE, of a key and of a value; attention those of a CACHE and a query,
+# the times from `first` to `end` that are seen, and the addresses of room for `capacity` scores and of `padded`
+# numbers for the result. `head` counts over layers and sequences; scores are divided by √K.
+
+
+def keep_f32(cache: int, head: int, time: int, key: int, value: int) -> None:
+    """As fp32."""
+    c = cache_at(cache)
+    one = np.float32(1)
+    keep_as(as_f32(c.keys), as_f32(c.values), c, head, time, as_f32(key), as_f32(value), (one, one))
+
+
+def keep_bf16(cache: int, head: int, time: int, key: int, value: int) -> None:
+    """As bf16."""
+    c = cache_at(cache)
+    one = np.float32(1)
+    keep_as(as_bf16(c.keys), as_bf16(c.values), c, head, time, as_f32(key), as_f32(value), (one, one))
+
+
+def keep_int8(cache: int, head: int, time: int, key: int, value: int) -> None:
+    """As bytes with a scale."""
+    c = cache_at(cache)
+    k, v = kept_scale(key, c.head_dim), kept_scale(value, c.head_dim)
+    put(as_f32(c.key_scales), head * c.capacity + time, k)
+    put(as_f32(c.value_scales), head * c.capacity + time, v)
+    one, none = np.float32(1), np.float32(0)
+    factors = (one / k if k > 0 else none, one / v if v > 0 else none)
+    keep_as(as_i8(c.keys), as_i8(c.values), c, head, time, as_f32(key), as_f32(value), factors)
+
+
+def attend_f32(cache: int, head: int, q: int, first: int, end: int, scores: int, out: int) -> None:
+    """Over fp32."""
+    c = cache_at(cache)
+    scale = np.float32(1 / np.sqrt(c.head_dim))
+    attend_with(as_f32(c.keys), as_f32(c.values), c, head, q, scale, (first, end), scores, out)
+
+
+def attend_bf16(cache: int, head: int, q: int, first: int, end: int, scores: int, out: int) -> None:
+    """Over bf16."""
+    c = cache_at(cache)
+    scale = np.float32(1 / np.sqrt(c.head_dim))
+    attend_with(as_bf16(c.keys), as_bf16(c.values), c, head, q, scale, (first, end), scores, out)
+
+
+def attend_int8(cache: int, head: int, q: int, first: int, end: int, scores: int, out: int) -> None:
+    """Over bytes with scales."""
+    c = cache_at(cache)
+    scale = np.float32(1 / np.sqrt(c.head_dim))
+    attend_with(as_i8(c.keys), as_i8(c.values), c, head, q, scale, (first, end), scores, out)
+
+
+KEPT = {
+    "f32": (np.dtype(np.float32), keep_f32, attend_f32),
+    "bf16": (np.dtype(np.uint16), keep_bf16, attend_bf16),
+    "int8": (np.dtype(np.int8), keep_int8, attend_int8),
+}
+"""By how keys and values are kept: what numpy holds them as, and the kernels."""

@@ -1,0 +1,144 @@
+"""Stored tensors as the kernels take them: floats where they lie in the file, quantized weights in tiles of 16 rows."""
+
+import mmap
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shearling.engine.compiling import kernel
+from shearling.engine.products import BLOCK, KERNELS, MATRIX
+from shearling.engine.simd import LANES
+from shearling.formats.checkpoint import StoredTensor
+from shearling.quantization import CODECS, Codec, Part
+
+IN_PLACE = ("f32", "f16", "bf16")
+"""Codecs whose numbers the kernels read as they are."""
+
+FOUR_BITS = {"q4_0": 8, "q4_1": 0, "q4_k": 0, "int4": 0}
+"""Codecs whose values fit into a nibble, and what makes those unsigned; those of all others are signed bytes."""
+
+TILES_AT_ONCE = 64
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Packed:
+    """The matrices of a model as records of MATRIX, and the arrays that they lead to.
+
+    Attributes:
+        records: in the order in which they were added.
+        quantized: whether any of them meets quantized vectors.
+    """
+
+    def __init__(self) -> None:
+        self.records: list[npt.NDArray[Any]] = []
+        self.quantized = False
+        self._kept: list[Part] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all matrices, those in mapped files included."""
+        return sum(array.nbytes for array in self._kept)
+
+    def address(self, array: Part) -> int:
+        """Where an array lies, which stays there as long as this object."""
+        self._kept.append(array)
+        return int(array.ctypes.data)
+
+    def add(self, tensor: StoredTensor, bias: StoredTensor | None = None) -> None:
+        """A matrix, and the bias on what it gives."""
+        record = np.zeros(1, MATRIX)
+        record["rows"], record["columns"] = tensor.shape
+        codec = kernel_codec(tensor)
+        if codec.name in IN_PLACE:
+            parts = tensor.parts if codec.name == tensor.codec.name else _encoded(tensor, codec)
+            kind = codec.name
+            record["values"] = self.address(np.ascontiguousarray(parts[0]))
+        else:
+            kind = self._add_tiles(record, tensor)
+            release(tensor)
+        self.quantized |= kind not in IN_PLACE
+        record["multiply"], record["look_up"] = (kernel(function) for function in KERNELS[kind])
+        if bias is not None:
+            padded = np.zeros(_tiles(tensor.shape[0]) * LANES, np.float32)
+            padded[: tensor.shape[0]] = bias.read()
+            record["bias"] = self.address(padded)
+        self.records.append(record)
+
+    def repeat(self, number: int) -> None:
+        """The matrix of that number once more: a head that is tied to the embedding."""
+        self.records.append(self.records[number])
+
+    def _add_tiles(self, record: npt.NDArray[Any], tensor: StoredTensor) -> str:
+        """Fill in a record; returns how its numbers are stored."""
+        rows, columns = tensor.shape
+        step, tiles = TILES_AT_ONCE * LANES, _tiles(rows)
+        halves, offset = tensor.codec.name in FOUR_BITS, FOUR_BITS.get(tensor.codec.name, 128)
+        record["offset"] = offset
+        values = np.empty((tiles, columns // BLOCK, 4 if halves else 8, 4 * LANES), np.uint8)
+        scales = minimums = None
+        for first in range(0, rows, step):
+            part = tensor.codec.unpacked(tuple(part[first : first + step] for part in tensor.parts))
+            assert part is not None, "kernel_codec has asked"
+            place = slice(first // LANES, first // LANES + _tiles(len(part.values)))
+            if scales is None:
+                scales = np.empty((tiles, columns // part.group, LANES), part.scales.dtype)
+                minimums = None if part.minimums is None else np.empty_like(scales)
+                record["blocks_per_scale"] = part.group // BLOCK
+            values[place] = _quads(part.values, halves, offset)
+            scales[place] = _by_lane(part.scales)
+            if minimums is not None and part.minimums is not None:
+                minimums[place] = _by_lane(part.minimums)
+        record["values"], record["scales"] = self.address(values), self.address(scales)
+        record["minimums"] = 0 if minimums is None else self.address(minimums)
+        return f"{'nibbles' if halves else 'bytes'} {'f32' if scales.dtype == np.float32 else 'f16'}"
+
+
+def kernel_codec(tensor: StoredTensor) -> Codec:
+    """The tensor's own codec where there is a kernel for it; else fp32, or bf16 for what has few bits."""
+    if tensor.codec.name in IN_PLACE:
+        return tensor.codec
+    if tensor.codec.name == "f64":
+        return CODECS["f32"]
+    first = tensor.codec.unpacked(tuple(part[:1] for part in tensor.parts))
+    if first is not None and first.group % BLOCK == 0 and tensor.shape[1] % BLOCK == 0:
+        return tensor.codec
+    return CODECS["f32" if tensor.shape[1] % BLOCK else "bf16"]
+
+
+def release(tensor: StoredTensor) -> None:
+    """Let the system take back the mapped pages of a tensor's file that have been read."""
+    for part in tensor.parts:
+        while isinstance(part.base, np.ndarray):
+            part = part.base
+        if isinstance(part.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            part.base.madvise(mmap.MADV_DONTNEED)
+
+
+def _encoded(tensor: StoredTensor, codec: Codec) -> tuple[Part, ...]:
+    pieces = list(tensor.encoded(codec))
+    return tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
+
+
+def _tiles(rows: int) -> int:
+    return -(-rows // LANES)
+
+
+def _quads(values: Part, halves: bool, offset: int) -> Bytes:
+    """Values (R, C) as unsigned ones (tiles, blocks, 8 or 4, 64), four columns of sixteen rows side by side."""
+    rows, columns = values.shape
+    unsigned = np.zeros((_tiles(rows) * LANES, columns), np.uint8)
+    np.add(values.view(np.uint8), np.uint8(offset), out=unsigned[:rows])  # modulo 256, as the sign bit asks
+    words = unsigned.view(np.uint32).reshape(-1, LANES, columns // BLOCK, BLOCK // 4).transpose(0, 2, 3, 1)
+    quads = np.ascontiguousarray(words)
+    if halves:
+        quads = quads[:, :, :4] | (quads[:, :, 4:] << np.uint32(4))
+    return quads.view(np.uint8)
+
+
+def _by_lane(scales: Part) -> Part:
+    rows, groups = scales.shape
+    padded = np.zeros((_tiles(rows) * LANES, groups), scales.dtype)
+    padded[:rows] = scales
+    return padded.reshape(-1, LANES, groups).transpose(0, 2, 1)

@@ -1,0 +1,106 @@
+"""What every engine offers: sequences that grow token by token, and the logits behind each.
+
+Generation, chat and the Python API know only this. Imports no torch.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from shearling.errors import UserError
+from shearling.models.spec import ModelSpec
+from shearling.quantization import FloatArray
+
+
+class Session(ABC):
+    """One or several sequences of one model, with the keys and values of the tokens that each holds.
+
+    Attributes:
+        context: the longest that a sequence can become, in tokens.
+        lengths: tokens that each sequence holds.
+    """
+
+    context: int
+    lengths: list[int]
+
+    def __init__(self, spec: ModelSpec, context: int, sequences: int) -> None:
+        self.vocab_size = spec.vocab_size
+        self.context = context
+        self.lengths = [0] * sequences
+
+    def feed(self, tokens: Sequence[int], sequence: int = 0) -> FloatArray:
+        """Append tokens to a sequence.
+
+        Returns:
+            float32 (V,): the logits behind the last of them.
+
+        Raises:
+            UserError: there are none, one is not in the vocabulary, or they do not fit into the context.
+        """
+        self._check(tokens, sequence)
+        logits_V = self._feed(tokens, sequence, every=False)
+        self.lengths[sequence] += len(tokens)
+        return logits_V[-1]
+
+    def feed_for_all_logits(self, tokens: Sequence[int], sequence: int = 0) -> FloatArray:
+        """As `feed`, with the logits behind each of the tokens: float32 (T, V)."""
+        self._check(tokens, sequence)
+        logits_TV = self._feed(tokens, sequence, every=True)
+        self.lengths[sequence] += len(tokens)
+        return logits_TV
+
+    def step(self, tokens: Sequence[int], sequences: Sequence[int] | None = None) -> FloatArray:
+        """Append one token to each sequence, or to each of those that are named (no sequence twice).
+
+        Returns:
+            float32 (B, V): the logits behind each, in the order of `tokens`.
+
+        Raises:
+            UserError: as `feed`.
+        """
+        chosen = list(range(len(self.lengths))) if sequences is None else list(sequences)
+        assert len(tokens) == len(chosen) == len(set(chosen)), "one token for each sequence"
+        for token, sequence in zip(tokens, chosen, strict=True):
+            self._check([token], sequence)
+        logits_BV = self._step(tokens, chosen)
+        for sequence in chosen:
+            self.lengths[sequence] += 1
+        return logits_BV
+
+    def rewind(self, length: int, sequence: int = 0) -> None:
+        """Forget all but the first `length` tokens of a sequence."""
+        assert 0 <= length <= self.lengths[sequence], "a sequence can only be made shorter"
+        self.lengths[sequence] = length
+
+    @abstractmethod
+    def _feed(self, tokens: Sequence[int], sequence: int, *, every: bool) -> FloatArray:
+        """Keys and values of `tokens` go behind `lengths[sequence]`; logits (T, V), or (1, V) of the last alone."""
+
+    @abstractmethod
+    def _step(self, tokens: Sequence[int], sequences: list[int]) -> FloatArray:
+        """The same of one token in each of several sequences: (B, V)."""
+
+    def _check(self, tokens: Sequence[int], sequence: int) -> None:
+        if not tokens:
+            raise UserError("no tokens to go on from: give at least one")
+        if wrong := next((token for token in tokens if not 0 <= token < self.vocab_size), None):
+            raise UserError(f"token {wrong}: the model's vocabulary has {self.vocab_size}: the tokenizer is another's")
+        if self.lengths[sequence] + len(tokens) > self.context:
+            raise UserError(
+                f"{self.lengths[sequence] + len(tokens)} tokens: the context takes {self.context}: shorten the text"
+            )
+
+
+class Engine(ABC):
+    """A model that is ready to run.
+
+    Attributes:
+        spec: the architecture.
+        context: the longest that a sequence can become, in tokens.
+    """
+
+    spec: ModelSpec
+    context: int
+
+    @abstractmethod
+    def session(self, sequences: int = 1) -> Session:
+        """So many empty sequences."""

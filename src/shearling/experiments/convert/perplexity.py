@@ -1,0 +1,60 @@
+"""Perplexity of a model on a sample of text, by an engine."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from shearling.data.tokenizers import Tokenizer
+from shearling.engine.session import Engine
+from shearling.errors import UserError
+from shearling.experiments.convert.tokenizer import same_tokens
+
+SAMPLE_TOKENS = 4096
+WINDOW = 512
+BYTES_READ = 1 << 20
+
+
+def sample_tokens(data: Path, tokenizer: Tokenizer | None, n_tokens: int = SAMPLE_TOKENS) -> list[int]:
+    """So many tokens, or what there is, of a prepared folder's validation split or of a text file's beginning.
+
+    Raises:
+        UserError: there is no tokenizer, the data are another tokenizer's, or hold fewer than two tokens.
+    """
+    if tokenizer is None:
+        raise UserError(f"{data}: text needs the model's tokenizer, and none came with it: give --tokenizer")
+    tokens = _prepared(data, tokenizer, n_tokens) if data.is_dir() else _text(data, tokenizer)
+    if len(tokens) < 2:
+        raise UserError(f"{data}: holds no text: name another file")
+    return tokens[:n_tokens]
+
+
+def _prepared(data: Path, tokenizer: Tokenizer, n_tokens: int) -> list[int]:
+    from shearling.data.shards import load_tokenizer_of, open_dataset
+    from shearling.data.stream import EvaluationSet
+
+    theirs = load_tokenizer_of(data)
+    if not same_tokens(theirs, tokenizer):
+        raise UserError(f"{data}: its tokens are of another tokenizer than the model's: prepare it with the model's")
+    return EvaluationSet.take(open_dataset(data, "validation"), n_tokens).tokens.tolist()
+
+
+def _text(data: Path, tokenizer: Tokenizer) -> list[int]:
+    with data.open("rb") as file:
+        text = file.read(BYTES_READ).decode("utf-8", "ignore")
+    return [tokenizer.bos_id, *tokenizer.encode(text)]
+
+
+def perplexity(engine: Engine, tokens: Sequence[int]) -> float:
+    """exp of the mean loss over all but the first token of each window of at most WINDOW tokens."""
+    window = min(WINDOW, engine.context)
+    total, count = 0.0, 0
+    for start in range(0, len(tokens) - 1, window):
+        part = tokens[start : start + window]
+        logits_TV = engine.session().feed_for_all_logits(part).astype(np.float64)[:-1]
+        largest_T = logits_TV.max(axis=1)
+        normalizers_T = largest_T + np.log(np.exp(logits_TV - largest_T[:, None]).sum(axis=1))
+        total += float((normalizers_T - logits_TV[np.arange(len(part) - 1), part[1:]]).sum())
+        count += len(part) - 1
+    return math.exp(total / count)

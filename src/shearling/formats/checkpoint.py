@@ -1,0 +1,121 @@
+"""A model as it lies in a file: its specification, and named tensors that are read when they are asked for.
+
+All readers give this, all writers take it. Imports no torch.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from shearling.data.tokenizers.base import Tokenizer
+from shearling.models.spec import ModelSpec
+from shearling.quantization import CODECS, Codec, FloatArray, Part, Parts
+
+NUMBERS_AT_ONCE = 1 << 22
+"""Numbers that are decoded at a time where a tensor passes through: 16 MiB of float32."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as its file holds it, memory-mapped where the layout allows.
+
+    Attributes:
+        shape: of the tensor: (rows, columns), or (length,) of a vector.
+        codec: how its numbers are stored.
+        parts: what `codec` decodes, views of the file; the first axis of each is the tensor's rows.
+    """
+
+    shape: tuple[int, ...]
+    codec: Codec
+    parts: Parts
+
+    @classmethod
+    def of(cls, array: FloatArray) -> "StoredTensor":
+        """An array of float32, as it is."""
+        return cls(array.shape, CODECS["f32"], (array,))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes in its file."""
+        return sum(part.nbytes for part in self.parts)
+
+    def read(self, rows: "slice | Part" = slice(None)) -> FloatArray:
+        """Its numbers, or those of some rows, as float32."""
+        return self.codec.decode(tuple(part[rows] for part in self.parts))
+
+    def encoded(self, codec: Codec) -> Iterator[Parts]:
+        """Its rows under another codec, a few MiB at a time; untouched where the codec is its own."""
+        step = max(1, NUMBERS_AT_ONCE // max(1, int(np.prod(self.shape[1:]))))
+        for start in range(0, self.shape[0], step):
+            rows = slice(start, start + step)
+            same = codec.name == self.codec.name and codec.group == self.codec.group
+            yield tuple(part[rows] for part in self.parts) if same else codec.encode(self.read(rows))
+
+    def reordered(self, order: Part) -> "StoredTensor":
+        """The same with its rows in another order, still encoded: a copy of this one tensor."""
+        return StoredTensor(self.shape, self.codec, tuple(part[order] for part in self.parts))
+
+
+Rotary = Literal["halves", "adjacent"]
+"""Which rows of a head's queries and keys turn together: i and i + K/2 (`transformers`, and our own models), or 2i and
+2i + 1 (Meta, llama2.c, GGUF)."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model in a file or folder.
+
+    Attributes:
+        spec: the architecture.
+        tensors: by our names (those of `Transformer.state_dict()`), rows of q_proj and k_proj in the order `rotary`.
+        rotary: the order of the rows of q_proj and k_proj.
+        origin: the file or folder, for messages.
+        load_tokenizer: gives the tokenizer that came with the model; None where there is none.
+        chat_template: a jinja template that came with the model.
+        stop_ids: tokens that end a text or a reply; empty where the file does not say.
+        notes: what else the file says of itself, for people: its name, licence, steps of training.
+    """
+
+    spec: ModelSpec
+    tensors: Mapping[str, StoredTensor]
+    rotary: Rotary
+    origin: str
+    load_tokenizer: Callable[[], Tokenizer] | None = None
+    chat_template: str | None = None
+    stop_ids: tuple[int, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that came with the model."""
+        return self.load_tokenizer() if self.load_tokenizer else None
+
+    def in_rotary(self, rotary: Rotary, name: str) -> StoredTensor:
+        """The tensor of that name, its rows in the order that `rotary` asks for."""
+        tensor = self.tensors[name]
+        heads = rotary_heads(self.spec, name)
+        if heads is None or rotary == self.rotary:
+            return tensor
+        return tensor.reordered(rotary_order(tensor.shape[0], heads, rotary))
+
+
+def rotary_heads(spec: ModelSpec, name: str) -> int | None:
+    """How many heads' rows a tensor holds that rotary positions turn; None where they do not turn it.
+
+    With grouped queries keys have fewer heads than queries; a bias is turned as its matrix is.
+    """
+    heads = {"q_proj": spec.n_heads, "k_proj": spec.kv_heads}
+    return next((count for module, count in heads.items() if f".{module}." in name), None)
+
+
+def rotary_order(rows: int, heads: int, to: Rotary) -> Part:
+    """Where in the other order the rows of queries or keys lie: `w[rotary_order(rows, heads, "adjacent")]`.
+
+    Returns:
+        int64 (rows,), a permutation.
+    """
+    numbers = np.arange(rows).reshape(heads, 2, -1) if to == "adjacent" else np.arange(rows).reshape(heads, -1, 2)
+    return numbers.swapaxes(1, 2).reshape(rows)

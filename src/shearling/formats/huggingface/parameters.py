@@ -1,0 +1,59 @@
+"""Names and shapes of a model's parameters, without making it and without torch."""
+
+from collections.abc import Iterator
+
+from shearling.models.norm_spec import LayerNormSpec
+from shearling.models.spec import ModelSpec
+
+Named = Iterator[tuple[str, tuple[int, ...]]]
+
+
+def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters of a model in the graph of LLaMA, GPT-2 or BERT, by their names in its state_dict.
+
+    Queries, keys and values of a layer come one after the other.
+    """
+    return dict(_parameters(spec))
+
+
+def _parameters(spec: ModelSpec) -> Named:
+    d_model, V = spec.d_model, spec.vocab_size
+    yield "embed.weight", (V, d_model)
+    if spec.position.kind == "learned":
+        yield "position.weight", (spec.max_seq_len, d_model)
+    if spec.embedding_norm:
+        yield from _norm(spec, "embed_norm")
+    for layer in range(spec.n_layers):
+        yield from _block(spec, f"layers.{layer}")
+    if spec.final_norm:
+        yield from _norm(spec, "final_norm")
+    if spec.head and not spec.causal:
+        yield from _linear("transform.dense_proj", d_model, d_model, bias=True)
+        yield from _norm(spec, "transform.norm")
+        yield "head_bias", (V,)
+    if not spec.tie_embeddings:
+        yield "head.weight", (V, d_model)
+
+
+def _block(spec: ModelSpec, name: str) -> Named:
+    d_model, hidden, kv_width = spec.d_model, spec.intermediate_size, spec.kv_heads * spec.head_dim
+    rows = {"q": d_model, "k": kv_width, "v": kv_width, "o": d_model}
+    yield from _norm(spec, f"{name}.attention.norm")
+    for own, width in rows.items():
+        yield from _linear(f"{name}.attention.branch.{own}_proj", width, d_model, spec.attention_bias)
+    yield from _norm(spec, f"{name}.feedforward.norm")
+    for own in ("gate", "up") if spec.activation == "swiglu" else ("up",):
+        yield from _linear(f"{name}.feedforward.branch.{own}_proj", hidden, d_model, spec.feedforward_bias)
+    yield from _linear(f"{name}.feedforward.branch.down_proj", d_model, hidden, spec.feedforward_bias)
+
+
+def _linear(name: str, rows: int, columns: int, bias: bool) -> Named:
+    yield f"{name}.weight", (rows, columns)
+    if bias:
+        yield f"{name}.bias", (rows,)
+
+
+def _norm(spec: ModelSpec, name: str) -> Named:
+    yield f"{name}.weight", (spec.d_model,)
+    if isinstance(spec.norm, LayerNormSpec) and spec.norm.bias:
+        yield f"{name}.bias", (spec.d_model,)

@@ -1,0 +1,164 @@
+"""A conversation through standard input: typed, piped, and interrupted."""
+
+import builtins
+import io
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from shearling.engine.api import Model
+from shearling.engine.reference import ReferenceEngine
+from shearling.engine.sampling import Sampling
+from shearling.errors import UserError
+from shearling.experiments.talk import talk
+from shearling.formats import open_checkpoint
+
+GREEDY = Sampling(temperature=0.0)
+
+
+@pytest.fixture(scope="module")
+def model(assets):
+    checkpoint = open_checkpoint(assets / "models/stories260K.bin", assets / "tokenizers/tok512/tok512.bin")
+    return Model(ReferenceEngine(checkpoint), checkpoint)
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """Types lines at a terminal: `typed("a", KeyboardInterrupt, "b")`; then the input ends."""
+
+    def lines(*items):
+        waiting = iter(items)
+
+        def read(prompt=""):
+            item = next(waiting, EOFError)
+            if isinstance(item, type):
+                raise item
+            return item
+
+        monkeypatch.setattr(sys, "stdin", type("Terminal", (), {"isatty": lambda self: True})())
+        monkeypatch.setattr(builtins, "input", read)
+
+    return lines
+
+
+@pytest.fixture
+def piped(monkeypatch):
+    """Pipes bytes into standard input."""
+    return lambda content: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+
+
+def conversation(model, write=None, **options) -> tuple[str, list[str]]:
+    """The text of the replies, and what was said of the conversation."""
+    pieces, said = [], []
+    talk(model, GREEDY, write=write or pieces.append, say=said.append, **{"limit": 8, **options})
+    return "".join(pieces), said
+
+
+def replies(model, *turns: str, **options) -> list[str]:
+    talking = model.conversation(GREEDY, limit=8, say=lambda _: None, **options)
+    return ["".join(talking.ask(turn)) for turn in turns]
+
+
+class TestThroughAPipe:
+    def test_each_line_is_a_turn_and_each_reply_ends_its_line(self, model, piped):
+        piped(b"Hello\nTell me more\n")
+        first, second = replies(model, "Hello", "Tell me more")
+        assert conversation(model)[0] == f"{first}\n{second}\n"
+
+    def test_the_first_turn_and_the_system_s_part_may_be_given_beforehand(self, model, piped):
+        piped(b"Tell me more")
+        expected = replies(model, "Hello", "Tell me more", system="Be brief.")
+        text, _ = conversation(model, first="Hello", system="Be brief.")
+        assert text.splitlines() == expected
+
+    def test_empty_lines_are_no_turns(self, model, piped):
+        piped(b"\n  \nHello\n\n")
+        assert conversation(model)[0] == replies(model, "Hello")[0] + "\n"
+
+    def test_bytes_that_are_no_text_are_read_all_the_same(self, model, piped):
+        piped(b"Hel\xfflo\n")
+        assert conversation(model)[0] == replies(model, "Hel\ufffdlo")[0] + "\n"
+
+    def test_a_refused_turn_ends_it(self, model, piped):
+        piped(b"word " * 600 + b"\nHello\n")
+        with pytest.raises(UserError, match="the model's context takes 512"):
+            conversation(model)
+
+    def test_a_model_without_a_template_is_talked_to_as_llama_2_with_a_word(self, model, piped):
+        piped(b"")
+        assert any("without a chat template" in word for word in conversation(model)[1])
+        assert not any("without a chat template" in word for word in conversation(model, llama2_template=True)[1])
+
+    def test_it_ends_with_so_many_positions_as_llama2_c_does(self, model, piped):
+        piped(b"Hello\nTell me more\n")
+        text, _ = conversation(model, positions=30, limit=None)
+        assert text.count("\n") == 1
+
+
+class TestAtATerminal:
+    def test_reset_forgets_and_quit_ends(self, model, typed):
+        typed("Hello", "/reset", "Hello", " /quit ", "Hello")
+        text, said = conversation(model)
+        assert text == f"Assistant: {replies(model, 'Hello')[0]}\n" * 2
+        assert "forgotten" in said
+
+    def test_ctrl_c_at_the_prompt_says_how_to_end(self, model, typed):
+        typed(KeyboardInterrupt, "Hello")
+        text, said = conversation(model)
+        assert text == f"\nAssistant: {replies(model, 'Hello')[0]}\n"
+        assert sum("Ctrl-D ends" in word for word in said) == 2  # at the start, and then
+
+    def test_ctrl_c_ends_a_reply_and_not_the_conversation(self, model, typed):
+        typed("Hello", "Tell me more")
+        pieces = []
+
+        def write(text):
+            pieces.append(text)
+            if len(pieces) == 4:
+                raise KeyboardInterrupt
+
+        conversation(model, write)
+        lines = "".join(pieces).splitlines()
+        whole = replies(model, "Hello")[0]
+        assert len(lines) == 2
+        assert f"Assistant: {whole}".startswith(lines[0])
+        assert len(lines[0]) < len(f"Assistant: {whole}")
+
+    def test_what_is_refused_is_said_and_another_turn_asked_for(self, model, typed):
+        typed("word " * 600, "Hello")
+        text, said = conversation(model)
+        assert any(word.startswith("error: ") for word in said)
+        assert text.splitlines()[-1] == f"Assistant: {replies(model, 'Hello')[0]}"
+
+
+def test_the_command_survives_ctrl_c_in_a_real_terminal(assets, root):
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "shearling", "chat", str(assets / "models/stories260K.bin"), "--threads", "1",
+               "-z", str(assets / "tokenizers/tok512/tok512.bin"), "-s", "3"]  # fmt: skip
+    process = subprocess.Popen(command, cwd=root, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+
+    def read_until(mark: bytes) -> bytes:
+        seen, until = b"", time.monotonic() + 250
+        while mark not in seen:
+            assert time.monotonic() < until, seen
+            seen += os.read(ours, 4096)
+        return seen
+
+    try:
+        read_until(b"User: ")
+        os.write(ours, b"Tell me of Lily.\n")
+        read_until(b"Assistant: ")
+        process.send_signal(signal.SIGINT)
+        read_until(b"User: ")
+        os.write(ours, b"\x04")
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
