@@ -115,7 +115,7 @@ class Model:
         """
         check_text(prompt, "the prompt")
         tokens = self.tokenizer.encode(prompt)
-        if not tokens or self._checkpoint.notes.get("add_bos_token", self.tokenizer.adds_bos):
+        if not tokens or self._checkpoint.begins_with_bos:
             tokens = [self.tokenizer.bos_id, *tokens]
         return self._checked(tokens)
 

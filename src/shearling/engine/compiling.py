@@ -53,6 +53,14 @@ def part(function: Function) -> Function:
     return compiled
 
 
+def inlined(function: Function) -> Function:
+    """As `part`, for the inside of a loop: LLVM by itself leaves a call where a body is long."""
+    compiled: Function = numba.njit(
+        function, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True
+    )
+    return compiled
+
+
 @functools.cache
 def kernel(function: Callable[..., None]) -> int:
     """The address of a function of whole numbers, compiled by itself; `call` reaches it.

@@ -13,7 +13,7 @@ from shearling.engine.crew import Crew
 from shearling.engine.forward import IN_A_SET, PLAN
 from shearling.engine.layers import CACHE, KEPT, TIME
 from shearling.engine.packing import Packed
-from shearling.engine.products import BLOCK, TOGETHER, VECTORS
+from shearling.engine.products import BLOCK, VECTORS
 from shearling.engine.session import Engine, Session
 from shearling.engine.simd import LANES
 from shearling.errors import UserError
@@ -120,9 +120,8 @@ class FastEngine(Engine):
     def _reserve(self, tokens: int, capacity: int) -> None:
         """Room for the vectors of so many tokens, and the scores of so many keys."""
         spec, plan, room = self.spec, self._plan, self._room
-        count = -(-tokens // TOGETHER) * TOGETHER
-        if count > room.count:
-            room.count = count
+        if tokens > room.count:
+            count = room.count = tokens
             d_model, hidden = _padded(spec.d_model), _padded(spec.intermediate_size)
             mixed = _padded(spec.n_heads * spec.head_dim)
             plan["stride"], plan["qkv_stride"] = d_model, mixed
@@ -136,7 +135,7 @@ class FastEngine(Engine):
                 plan[name] = room.numbers(name, count * width)
             shared = [0, room.numbers("mixed", count * mixed), room.numbers("hidden", count * hidden)]
             for thread in range(self.threads):
-                of_set = count if thread == 0 else TOGETHER
+                of_set = count if thread == 0 else 1
                 widths = zip((spec.d_model, spec.n_heads * spec.head_dim, spec.intermediate_size), shared, strict=True)
                 for number, (width, floats) in enumerate(widths):
                     name = f"set {thread} {number}"
@@ -168,7 +167,7 @@ class FastSession(Session):
         capacity, padded = -(-engine.context // TIME) * TIME, -(-spec.head_dim // LANES) * LANES
         heads = spec.n_layers * sequences * spec.kv_heads
         # Pages that no token has reached yet take no memory: zeros come from the system when they are first touched.
-        keys = np.zeros((heads, spec.head_dim, capacity), dtype)
+        keys = np.zeros((heads, capacity // LANES, spec.head_dim, LANES), dtype)
         values = np.zeros((heads, capacity, padded), dtype)
         scales = np.zeros((2, heads, capacity), np.float32) if dtype.kind == "i" else None
         self._arrays = (keys, values, scales)
@@ -220,6 +219,7 @@ class _Room:
             self.numbers(f"{name} quants", count * blocks * 2 * BLOCK // 4),
             self.numbers(f"{name} scales", count * blocks),
             self.numbers(f"{name} sums", count * blocks),
+            self.numbers(f"{name} totals", count * blocks),
         )
 
 

@@ -9,7 +9,7 @@ from numba import types
 from shearling.engine.compiling import part
 from shearling.engine.layers import cache_at, gate, rms_norm, rotate
 from shearling.engine.products import MATRIX, VECTORS, matrix_at, quantize, vectors_at
-from shearling.engine.simd import LANES, as_f32, atomic_add, atomic_load, atomic_store, call, number, pause, put
+from shearling.engine.simd import LANES, as_f32, atomic_add, atomic_load, atomic_store, call, number, pause, prefetch, put
 
 Q, K, V, O, GATE, UP, DOWN = range(7)  # noqa: E741 (the field's name)
 IN_A_LAYER = 7
@@ -42,6 +42,9 @@ has a sequence and a time in it; logits (end_count, logit_stride) are made of th
 
 MATRIX_BYTES, VECTORS_BYTES = MATRIX.itemsize, VECTORS.itemsize
 
+FETCHED = 1 << 18
+"""Bytes that a thread fetches ahead at most: they wait in its core's cache."""
+
 PATIENCE = 4000
 """Turns of a waiting loop, a few tens of microseconds, before a thread lets another one have its core."""
 
@@ -56,8 +59,8 @@ else:
 
 
 @part
-def meet(plan: Any) -> None:
-    """Wait until all threads are here."""
+def meet(plan: Any, thread: int, which: int) -> None:
+    """Wait until all threads are here, and meanwhile fetch what this one needs of a matrix that comes next."""
     if plan.threads == 1:
         return
     turn = atomic_load(plan.barrier + 64)
@@ -65,12 +68,27 @@ def meet(plan: Any) -> None:
         atomic_store(plan.barrier, 0)
         atomic_store(plan.barrier + 64, turn + 1)
         return
+    m = matrix_at(plan.matrices + which * MATRIX_BYTES)
+    first, last = share(m.rows, thread, plan.threads)
+    ahead, end = m.values + first * m.unit_bytes, m.values + last * m.unit_bytes
+    end = min(end, ahead + FETCHED)
     spins = 0
     while atomic_load(plan.barrier + 64) == turn:
-        pause()
-        spins += 1
-        if spins > PATIENCE:
-            give_way()
+        if ahead < end:
+            prefetch(ahead)
+            ahead += 64
+        else:
+            pause()
+            spins += 1
+            if spins > PATIENCE:
+                give_way()
+
+
+@part
+def share(rows: int, thread: int, threads: int) -> tuple[int, int]:
+    """The units of sixteen rows that are this thread's."""
+    units = (rows + LANES - 1) // LANES
+    return units * thread // threads, units * (thread + 1) // threads
 
 
 @part
@@ -80,13 +98,6 @@ def multiply(plan: Any, which: int, x: int, n: int, out: int, stride: int, addin
     m = matrix_at(matrix)
     first, last = share(m.rows, thread, plan.threads)
     call(m.multiply, (matrix, x, n, out, stride, adding, first, last))
-
-
-@part
-def share(rows: int, thread: int, threads: int) -> tuple[int, int]:
-    """The units of sixteen rows that are this thread's."""
-    units = (rows + LANES - 1) // LANES
-    return units * thread // threads, units * (thread + 1) // threads
 
 
 @part
@@ -118,11 +129,11 @@ def norm_all(plan: Any, which: int, x: Any, thread: int) -> None:
         return
     for token in range(thread, plan.count, plan.threads):
         normed(plan, which, x, token, token)
-    meet(plan)
+    meet(plan, thread, which // 2 * IN_A_LAYER + (GATE if which % 2 else Q))
 
 
 @part
-def quantize_all(plan: Any, x: Any, thread: int) -> None:
+def quantize_all(plan: Any, x: Any, thread: int, which: int) -> None:
     """Vectors that are complete as floats, made ready for a product; a single one by each thread for itself."""
     if not plan.quantized:
         return
@@ -131,7 +142,7 @@ def quantize_all(plan: Any, x: Any, thread: int) -> None:
         return
     for token in range(thread, plan.count, plan.threads):
         quantize(x, token)
-    meet(plan)
+    meet(plan, thread, which)
 
 
 @part
@@ -183,14 +194,14 @@ def attention(plan: Any, layer: int, thread: int) -> None:
     multiply(plan, first + Q, x, n, plan.queries, plan.qkv_stride, 0, thread)
     multiply(plan, first + K, x, n, plan.keys, plan.qkv_stride, 0, thread)
     multiply(plan, first + V, x, n, plan.values, plan.qkv_stride, 0, thread)
-    meet(plan)
+    meet(plan, thread, first + O)
     rotate_and_keep(plan, layer, thread)
-    meet(plan)
+    meet(plan, thread, first + O)
     attend_all(plan, layer, vectors_at(mixed), thread)
-    meet(plan)
-    quantize_all(plan, vectors_at(mixed), thread)
+    meet(plan, thread, first + O)
+    quantize_all(plan, vectors_at(mixed), thread, first + O)
     multiply(plan, first + O, mixed, n, plan.stream, plan.stride, 1, thread)
-    meet(plan)
+    meet(plan, thread, first + GATE)
 
 
 @part
@@ -206,10 +217,10 @@ def feedforward(plan: Any, layer: int, thread: int) -> None:
     for token in range(n):
         row = 4 * token * hidden.stride
         gate(hidden.floats + row, plan.ups + row, begin * LANES, end * LANES)
-    meet(plan)
-    quantize_all(plan, hidden, thread)
+    meet(plan, thread, first + DOWN)
+    quantize_all(plan, hidden, thread, first + DOWN)
     multiply(plan, first + DOWN, h, n, plan.stream, plan.stride, 1, thread)
-    meet(plan)
+    meet(plan, thread, first + IN_A_LAYER + (Q if layer + 1 < plan.n_layers else 1))
 
 
 @part
@@ -222,9 +233,9 @@ def head(plan: Any, thread: int) -> None:
     else:
         for end in range(thread, n, plan.threads):
             normed(plan, 2 * plan.n_layers, vectors_at(x), end, whole(plan.ends, end))
-        meet(plan)
+        meet(plan, thread, plan.n_layers * IN_A_LAYER + 1)
     multiply(plan, plan.n_layers * IN_A_LAYER + 1, x, n, plan.logits, plan.logit_stride, 0, thread)
-    meet(plan)
+    meet(plan, thread, Q)
 
 
 @part
@@ -235,7 +246,7 @@ def forward(plans: Any, thread: int) -> None:
     for token in range(thread, plan.count, plan.threads):
         to = plan.stream + 4 * token * plan.stride
         call(matrix_at(embedding).look_up, (embedding, whole(plan.tokens, token), to))
-    meet(plan)
+    meet(plan, thread, Q)
     for layer in range(plan.n_layers):
         attention(plan, layer, thread)
         feedforward(plan, layer, thread)

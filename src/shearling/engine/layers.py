@@ -36,7 +36,7 @@ CACHE = np.dtype([(name, np.int64) for name in (
 )])  # fmt: skip
 """Keys and values of some sequences: the addresses of their kernels and of their numbers, and the sizes.
 
-Keys (layers, sequences, kv_heads, head_dim, capacity): a head's keys at all times lie side by side, dimension by
+Keys (layers, sequences, kv_heads, capacity / 16, head_dim, 16): those of sixteen times lie side by side, dimension by
 dimension. Values (layers, sequences, kv_heads, capacity, padded), `padded` the head's width rounded up to 16. Kept as
 bytes, each key and each value has a scale of its own: (layers, sequences, kv_heads, capacity), fp32.
 """
@@ -97,24 +97,27 @@ def kept_scale(x: int, width: int) -> float:
 def keep_as(keys: Any, values: Any, c: Any, head: int, time: int, key: Any, value: Any, factors: Any) -> None:
     """Put a key and a value, each times its factor, where a head keeps those of this time."""
     K, capacity = c.head_dim, c.capacity
-    first_key, first_value = head * K * capacity + time, (head * capacity + time) * c.padded
+    first_key = (head * capacity + time // LANES * LANES) * K + time % LANES
+    first_value = (head * capacity + time) * c.padded
     for i in range(K):
-        put(keys, first_key + i * capacity, number(key, i) * factors[0])
+        put(keys, first_key + i * LANES, number(key, i) * factors[0])
         put(values, first_value + i, number(value, i) * factors[1])
 
 
 @part
-def scores_of(keys: Any, at: int, q: int, scale: float, cache: Any, begin: int, end: int, scores: int) -> None:
+def scores_of(keys: Any, at: int, q: int, scale: float, width: int, begin: int, end: int, scores: int) -> None:
     """q · k · scale for the keys from `begin`, a multiple of TIME, to beyond `end`."""
-    query, to, capacity = as_f32(q), as_f32(scores), cache.capacity
+    query, to, step = as_f32(q), as_f32(scores), LANES * width
     for time in range(begin, end, TIME):
         s0 = s1 = s2 = s3 = splat(np.float32(0))
-        for i in range(cache.head_dim):
-            z, place = splat(number(query, i)), at + i * capacity + time
+        place = at + time * width
+        for i in range(width):
+            z = splat(number(query, i))
             s0 = fma(load(keys, place), z, s0)
-            s1 = fma(load(keys, place + LANES), z, s1)
-            s2 = fma(load(keys, place + 2 * LANES), z, s2)
-            s3 = fma(load(keys, place + 3 * LANES), z, s3)
+            s1 = fma(load(keys, place + step), z, s1)
+            s2 = fma(load(keys, place + 2 * step), z, s2)
+            s3 = fma(load(keys, place + 3 * step), z, s3)
+            place += LANES
         store(to, time, mul(s0, splat(scale)))
         store(to, time + LANES, mul(s1, splat(scale)))
         store(to, time + 2 * LANES, mul(s2, splat(scale)))
@@ -183,7 +186,7 @@ def attend_with(
     first, end = span
     capacity, begin = c.capacity, first // TIME * TIME
     at, scales = head * capacity, 4 * head * capacity
-    scores_of(keys, at * c.head_dim, q, scale, c, begin, end, scores)
+    scores_of(keys, at * c.head_dim, q, scale, c.head_dim, begin, end, scores)
     if c.key_scales:
         scaled(scores, c.key_scales + scales, begin, end)
     inverse = np.float32(1) / weigh(scores, begin, first, end)

@@ -23,6 +23,28 @@ TILES_AT_ONCE = 64
 Bytes = npt.NDArray[np.uint8]
 
 
+SLAB = 32 << 20
+"""Bytes that are asked of the system at a time: memory in pieces of 2 MiB is found, and fetched ahead, with less ado."""
+
+
+class _Arena:
+    """Arrays one behind the other in few large pieces of memory; what no array has reached takes none."""
+
+    def __init__(self) -> None:
+        self._slab: Bytes = np.empty(0, np.uint8)
+        self._used = 0
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Part:
+        """As numpy's, aligned to a line of the processor's cache."""
+        size = int(np.prod(shape)) * dtype.itemsize
+        if self._used + size > len(self._slab):
+            self._slab = np.empty(max(SLAB, size) + 64, np.uint8)
+            self._used = -self._slab.ctypes.data % 64
+        array = self._slab[self._used : self._used + size].view(dtype).reshape(shape)
+        self._used += -(-size // 64) * 64
+        return array
+
+
 class Packed:
     """The matrices of a model as records of MATRIX, and the arrays that they lead to.
 
@@ -35,6 +57,7 @@ class Packed:
         self.records: list[npt.NDArray[Any]] = []
         self.quantized = False
         self._kept: list[Part] = []
+        self._arena = _Arena()
 
     @property
     def nbytes(self) -> int:
@@ -55,6 +78,7 @@ class Packed:
             parts = tensor.parts if codec.name == tensor.codec.name else _encoded(tensor, codec)
             kind = codec.name
             record["values"] = self.address(np.ascontiguousarray(parts[0]))
+            record["unit_bytes"] = codec.row_bytes(tensor.shape[1]) * LANES
         else:
             kind = self._add_tiles(record, tensor)
             release(tensor)
@@ -75,16 +99,16 @@ class Packed:
         rows, columns = tensor.shape
         step, tiles = TILES_AT_ONCE * LANES, _tiles(rows)
         halves, offset = tensor.codec.name in FOUR_BITS, FOUR_BITS.get(tensor.codec.name, 128)
-        record["offset"] = offset
-        values = np.empty((tiles, columns // BLOCK, 4 if halves else 8, 4 * LANES), np.uint8)
+        values = self._arena.empty((tiles, columns // BLOCK, 4 if halves else 8, 4 * LANES), np.dtype(np.uint8))
+        record["offset"], record["unit_bytes"] = offset, values.strides[0]
         scales = minimums = None
         for first in range(0, rows, step):
             part = tensor.codec.unpacked(tuple(part[first : first + step] for part in tensor.parts))
             assert part is not None, "kernel_codec has asked"
             place = slice(first // LANES, first // LANES + _tiles(len(part.values)))
             if scales is None:
-                scales = np.empty((tiles, columns // part.group, LANES), part.scales.dtype)
-                minimums = None if part.minimums is None else np.empty_like(scales)
+                scales = self._arena.empty((tiles, columns // part.group, LANES), part.scales.dtype)
+                minimums = None if part.minimums is None else self._arena.empty(scales.shape, scales.dtype)
                 record["blocks_per_scale"] = part.group // BLOCK
             values[place] = _quads(part.values, halves, offset)
             scales[place] = _by_lane(part.scales)

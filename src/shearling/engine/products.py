@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numba.extending import overload
 
-from shearling.engine.compiling import part
+from shearling.engine.compiling import inlined, part
 from shearling.engine.simd import (
     LANES,
     add,
@@ -31,6 +31,7 @@ from shearling.engine.simd import (
     load,
     load_bytes,
     load_first,
+    load_int,
     load_word,
     low_nibbles,
     magnitude,
@@ -38,39 +39,44 @@ from shearling.engine.simd import (
     nibbles_at,
     number,
     peak,
+    prefetch,
     put,
+    put_int,
     record_at,
     shifted_sum,
     splat,
     splat_int,
     store,
     store_halves,
+    times,
     to_floats,
     total,
 )
 
 BLOCK = 32
-TOGETHER = 4
-"""Tokens that a loaded weight serves at once; buffers of vectors have room for a multiple of them."""
+AHEAD = 8
+"""Blocks by which weights are asked for before they are needed."""
 
 MOST = np.float32(127 * 257)
 """The largest whole number of a vector: 256 · 127 + 127."""
 
 MATRIX = np.dtype([(name, np.int64) for name in (
     "multiply", "look_up", "rows", "columns", "values", "scales", "minimums", "blocks_per_scale", "offset", "bias",
+    "unit_bytes",
 )])  # fmt: skip
 """A matrix that is ready to be multiplied with: the addresses of its kernels, its sizes, where its numbers lie.
 
 Quantized: w = scale · (value − offset) + minimum with unsigned values. `minimums` and `bias` are 0 where there are
 none. Values lie as (tiles, blocks, 8, 16, 4) bytes, or with the quads 4 to 7 of a block in the upper nibbles of 0 to
-3; scales and minimums, fp16 or fp32, as (tiles, blocks / blocks_per_scale, 16).
+3; scales and minimums, fp16 or fp32, as (tiles, blocks / blocks_per_scale, 16). `unit_bytes` of values belong to
+sixteen rows.
 """
 
-VECTORS = np.dtype([(name, np.int64) for name in ("stride", "floats", "blocks", "quants", "scales", "sums")])
+VECTORS = np.dtype([(name, np.int64) for name in ("stride", "floats", "blocks", "quants", "scales", "sums", "totals")])
 """Addresses of the vectors of several tokens.
 
-Floats: fp32 (n, stride). Quantized: bytes (n, blocks, 2, 32), the high ones before the low ones; scales and the sums
-of a block's whole numbers, both fp32 (n, blocks). What lies behind the end of a vector is zero.
+Floats: fp32 (n, stride). Quantized: bytes (n, blocks, 2, 32), the high ones before the low ones; scales, fp32, and the
+sums of a block's whole numbers, int32, and these times the scale, fp32, all (n, blocks). What lies behind the end of a vector is zero.
 """
 
 matrix_at, vectors_at = record_at(MATRIX), record_at(VECTORS)
@@ -80,7 +86,7 @@ matrix_at, vectors_at = record_at(MATRIX), record_at(VECTORS)
 def quantize(x: Any, token: int) -> None:
     """Write the vector of a token as whole numbers of 16 bits."""
     floats = as_f32(x.floats + 4 * token * x.stride)
-    scales, sums = as_f32(x.scales + 4 * token * x.blocks), as_f32(x.sums + 4 * token * x.blocks)
+    scales, totals = as_f32(x.scales + 4 * token * x.blocks), as_f32(x.totals + 4 * token * x.blocks)
     for block in range(x.blocks):
         first, second = load(floats, block * BLOCK), load(floats, block * BLOCK + LANES)
         most = peak(largest(magnitude(first), magnitude(second)))
@@ -88,38 +94,69 @@ def quantize(x: Any, token: int) -> None:
         put(scales, block, most / MOST)
         at = x.quants + (token * x.blocks + block) * 2 * BLOCK
         whole = store_halves(at, mul(first, inverse)) + store_halves(at + LANES, mul(second, inverse))
-        put(sums, block, np.float32(whole))
+        put_int(x.sums + 4 * (token * x.blocks + block), np.int32(whole))
+        put(totals, block, np.float32(whole) * (most / MOST))
 
 
-def dot_block(values: Any, block: int, x: int, start: Any) -> Any:
-    """Sixteen rows' sums over a block of unsigned weights times a vector's whole numbers, and `start`."""
+def weights_of(values: Any, block: int, quad: int) -> Any:
+    """64 unsigned weights: four columns, the quad-th of a block, of a tile's sixteen rows."""
 
 
-@overload(dot_block, inline="always")
-def _dot_block(values: Any, block: int, x: int, start: Any) -> Any:
-    def of_bytes(values: Any, block: int, x: int, start: Any) -> Any:
-        at = address(values) + block * (BLOCK * LANES)
-        high, low = splat_int(np.int32(0)), start
-        for quad in range(8):
-            weights = load_bytes(at + quad * 64)
-            high = dot4(high, weights, load_word(x + quad * 4))
-            low = dot4(low, weights, load_word(x + BLOCK + quad * 4))
-        return shifted_sum(high, low)
+@overload(weights_of, inline="always")
+def _weights_of(values: Any, block: int, quad: int) -> Any:
+    def of_bytes(values: Any, block: int, quad: int) -> Any:
+        return load_bytes(address(values) + block * (BLOCK * LANES) + quad * 64)
 
-    def of_nibbles(values: Any, block: int, x: int, start: Any) -> Any:
-        at = address(values) + block * (BLOCK * LANES // 2)
-        high, low = splat_int(np.int32(0)), start
-        for quad in range(4):
-            pair = load_bytes(at + quad * 64)
-            weights = low_nibbles(pair)
-            high = dot4(high, weights, load_word(x + quad * 4))
-            low = dot4(low, weights, load_word(x + BLOCK + quad * 4))
-            weights = high_nibbles(pair)
-            high = dot4(high, weights, load_word(x + 16 + quad * 4))
-            low = dot4(low, weights, load_word(x + BLOCK + 16 + quad * 4))
-        return shifted_sum(high, low)
+    def of_nibbles(values: Any, block: int, quad: int) -> Any:
+        pair = load_bytes(address(values) + block * (BLOCK * LANES // 2) + quad % 4 * 64)
+        return high_nibbles(pair) if quad >= 4 else low_nibbles(pair)
 
     return {bytes_at: of_bytes, nibbles_at: of_nibbles}[values]
+
+
+def fetch(values: Any, block: int) -> None:
+    """Ask for a block of weights ahead of time."""
+
+
+@overload(fetch, inline="always")
+def _fetch(values: Any, block: int) -> Any:
+    size = {bytes_at: BLOCK * LANES, nibbles_at: BLOCK * LANES // 2}[values]
+
+    def ask(values: Any, block: int) -> None:
+        for line in range(0, size, 64):
+            prefetch(address(values) + block * size + line)
+
+    return ask
+
+
+@inlined
+def dot_block(values: Any, block: int, x: int, start: Any) -> Any:
+    """Sixteen rows' sums over a block of unsigned weights times a vector's whole numbers, and `start`."""
+    high, low = splat_int(np.int32(0)), start
+    for quad in range(8):
+        weights = weights_of(values, block, quad)
+        high = dot4(high, weights, load_word(x + quad * 4))
+        low = dot4(low, weights, load_word(x + BLOCK + quad * 4))
+    return shifted_sum(high, low)
+
+
+@inlined
+def dot_blocks(values: Any, a: int, b: int, x: int, y: int, start_x: Any, start_y: Any) -> Any:
+    """The same of two tiles' blocks, a and b, and two vectors, each loaded once."""
+    zero = splat_int(np.int32(0))
+    ax, ay, bx, by = zero, zero, zero, zero
+    ax_low, bx_low, ay_low, by_low = start_x, start_x, start_y, start_y
+    for quad in range(8):
+        of_a, of_b = weights_of(values, a, quad), weights_of(values, b, quad)
+        word = load_word(x + quad * 4)
+        ax, bx = dot4(ax, of_a, word), dot4(bx, of_b, word)
+        word = load_word(x + BLOCK + quad * 4)
+        ax_low, bx_low = dot4(ax_low, of_a, word), dot4(bx_low, of_b, word)
+        word = load_word(y + quad * 4)
+        ay, by = dot4(ay, of_a, word), dot4(by, of_b, word)
+        word = load_word(y + BLOCK + quad * 4)
+        ay_low, by_low = dot4(ay_low, of_a, word), dot4(by_low, of_b, word)
+    return shifted_sum(ax, ax_low), shifted_sum(bx, bx_low), shifted_sum(ay, ay_low), shifted_sum(by, by_low)
 
 
 @part
@@ -131,49 +168,98 @@ def emit(matrix: Any, row: int, y: Any, out: int, adding: bool) -> None:
     store(to, row, add(y, load(to, row)) if adding else y)
 
 
-@part
-def block_of(tile: Any, block: int, scale: Any, minimum: Any, x: Any, token: int, y: Any) -> Any:
-    """`y`, and what a block of a tile's columns adds to it for one token."""
-    values, first_block, offset, has_minimum = tile
-    at = token * x.blocks + block
-    x_scale, x_sum = number(as_f32(x.scales), at), number(as_f32(x.sums), at)
-    start = splat_int(np.int32(-offset * np.int64(x_sum)))
-    whole = dot_block(values, first_block + block, x.quants + at * (2 * BLOCK), start)
-    y = fma(to_floats(whole), mul(scale, splat(x_scale)), y)
-    return fma(minimum, splat(x_scale * x_sum), y) if has_minimum else y
+@inlined
+def plus(y: Any, whole: Any, scale: Any, x_scale: Any) -> Any:
+    """`y`, and what a block adds to it."""
+    return fma(to_floats(whole), mul(scale, x_scale), y)
 
 
 @part
-def tiles(values: Any, scales: Any, minimums: Any, matrix: Any, units: Any, x: Any, n: int, out: Any) -> None:
-    """The rows of some tiles times all vectors."""
+def plus_minimums(y: Any, minimums: Any, m: Any, tile: int, x: Any, token: int) -> Any:
+    """`y`, and what the minimums of a tile's groups add to it."""
+    groups, at = x.blocks // m.blocks_per_scale, token * x.blocks
+    for group in range(groups):
+        minimum = load(minimums, (tile * groups + group) * LANES)
+        for _ in range(m.blocks_per_scale):
+            y = fma(minimum, splat(number(as_f32(x.totals), at)), y)
+            at += 1
+    return y
+
+
+@part
+def one_tile(values: Any, scales: Any, minimums: Any, m: Any, tile: int, x: Any, token: int, out: Any) -> None:
+    """A tile's rows times one vector."""
+    each, offset = m.blocks_per_scale, splat_int(np.int32(-m.offset))
+    first, group = tile * x.blocks, tile * (x.blocks // each)
+    at = token * x.blocks
+    x_scales, x_sums, quants = as_f32(x.scales + 4 * at), x.sums + 4 * at, x.quants + at * (2 * BLOCK)
+    y = splat(np.float32(0))
+    for begin in range(0, x.blocks, each):
+        scale = load(scales, group * LANES)
+        for block in range(begin, begin + each):
+            fetch(values, first + block + AHEAD)
+            start = times(offset, load_int(x_sums + 4 * block))
+            whole = dot_block(values, first + block, quants + block * (2 * BLOCK), start)
+            y = plus(y, whole, scale, splat(number(x_scales, block)))
+        group += 1
+    if m.minimums:
+        y = plus_minimums(y, minimums, m, tile, x, token)
     to, stride, adding = out
-    groups, each = x.blocks // matrix.blocks_per_scale, matrix.blocks_per_scale
-    for number_of_tile in range(units[0], units[1]):
-        tile = (values, number_of_tile * x.blocks, matrix.offset, matrix.minimums != 0)
-        row, first = number_of_tile * LANES, number_of_tile * groups
+    emit(m, tile * LANES, y, to + 4 * token * stride, adding)
+
+
+@part
+def two_tiles(values: Any, scales: Any, minimums: Any, m: Any, tile: int, x: Any, token: int, out: Any) -> None:
+    """Two tiles' rows times two vectors."""
+    each, offset = m.blocks_per_scale, splat_int(np.int32(-m.offset))
+    groups = x.blocks // each
+    a, b, group = tile * x.blocks, (tile + 1) * x.blocks, tile * groups
+    at = token * x.blocks
+    x_scales, x_sums, quants = as_f32(x.scales + 4 * at), x.sums + 4 * at, x.quants + at * (2 * BLOCK)
+    y_ax = y_bx = y_ay = y_by = splat(np.float32(0))
+    for begin in range(0, x.blocks, each):
+        scale_a, scale_b = load(scales, group * LANES), load(scales, (group + groups) * LANES)
+        for block in range(begin, begin + each):
+            other = block + x.blocks
+            ax, bx, ay, by = dot_blocks(
+                values, a + block, b + block, quants + block * (2 * BLOCK), quants + other * (2 * BLOCK),
+                times(offset, load_int(x_sums + 4 * block)), times(offset, load_int(x_sums + 4 * other)),
+            )  # fmt: skip
+            x_scale, y_scale = splat(number(x_scales, block)), splat(number(x_scales, other))
+            y_ax, y_bx = plus(y_ax, ax, scale_a, x_scale), plus(y_bx, bx, scale_b, x_scale)
+            y_ay, y_by = plus(y_ay, ay, scale_a, y_scale), plus(y_by, by, scale_b, y_scale)
+        group += 1
+    if m.minimums:
+        y_ax, y_bx = plus_minimums(y_ax, minimums, m, tile, x, token), plus_minimums(y_bx, minimums, m, tile + 1, x, token)
+        y_ay = plus_minimums(y_ay, minimums, m, tile, x, token + 1)
+        y_by = plus_minimums(y_by, minimums, m, tile + 1, x, token + 1)
+    to, stride, adding = out
+    row = tile * LANES
+    emit(m, row, y_ax, to + 4 * token * stride, adding)
+    emit(m, row + LANES, y_bx, to + 4 * token * stride, adding)
+    emit(m, row, y_ay, to + 4 * (token + 1) * stride, adding)
+    emit(m, row + LANES, y_by, to + 4 * (token + 1) * stride, adding)
+
+
+@part
+def tiles(values: Any, scales: Any, minimums: Any, m: Any, units: Any, x: Any, n: int, out: Any) -> None:
+    """The rows of some tiles times all vectors."""
+    tile, last = units
+    while tile < last:
+        together = 2 if n > 1 and tile + 2 <= last else 1
         token = 0
-        while token + TOGETHER <= n:
-            y0 = y1 = y2 = y3 = splat(np.float32(0))
-            for group in range(groups):
-                scale, minimum = load(scales, (first + group) * LANES), load(minimums, (first + group) * LANES)
-                for block in range(group * each, (group + 1) * each):
-                    y0 = block_of(tile, block, scale, minimum, x, token, y0)
-                    y1 = block_of(tile, block, scale, minimum, x, token + 1, y1)
-                    y2 = block_of(tile, block, scale, minimum, x, token + 2, y2)
-                    y3 = block_of(tile, block, scale, minimum, x, token + 3, y3)
-            emit(matrix, row, y0, to + 4 * token * stride, adding)
-            emit(matrix, row, y1, to + 4 * (token + 1) * stride, adding)
-            emit(matrix, row, y2, to + 4 * (token + 2) * stride, adding)
-            emit(matrix, row, y3, to + 4 * (token + 3) * stride, adding)
-            token += TOGETHER
+        if together == 2:
+            for block in range(2 * x.blocks):
+                fetch(values, (tile + 2) * x.blocks + block)
+            while token + 2 <= n:
+                two_tiles(values, scales, minimums, m, tile, x, token, out)
+                token += 2
         while token < n:
-            y = splat(np.float32(0))
-            for group in range(groups):
-                scale, minimum = load(scales, (first + group) * LANES), load(minimums, (first + group) * LANES)
-                for block in range(group * each, (group + 1) * each):
-                    y = block_of(tile, block, scale, minimum, x, token, y)
-            emit(matrix, row, y, to + 4 * token * stride, adding)
+            one_tile(values, scales, minimums, m, tile, x, token, out)
+            if together == 2:
+                one_tile(values, scales, minimums, m, tile + 1, x, token, out)
             token += 1
+        tile += together
 
 
 @part
@@ -229,29 +315,32 @@ def rows(weights: Any, matrix: Any, units: Any, x: Any, n: int, out: Any) -> Non
             row += 1
 
 
-@part
-def dequantize(scales: Any, minimums: Any, matrix: Any, row: int, column: int, value: int) -> Any:
-    """What an unsigned value stands for."""
-    blocks = matrix.columns // BLOCK
-    group = row // LANES * (blocks // matrix.blocks_per_scale) + column // BLOCK // matrix.blocks_per_scale
-    place = group * LANES + row % LANES
-    result = number(scales, place) * np.float32(value - matrix.offset)
-    return result + number(minimums, place) if matrix.minimums else result
+def value_of(values: Any, block: int, quad: int, place: int) -> int:
+    """One unsigned weight."""
+
+
+@overload(value_of, inline="always")
+def _value_of(values: Any, block: int, quad: int, place: int) -> Any:
+    def of_bytes(values: Any, block: int, quad: int, place: int) -> int:
+        return byte(address(values) + (block * 8 + quad) * 64 + place)
+
+    def of_nibbles(values: Any, block: int, quad: int, place: int) -> int:
+        pair = byte(address(values) + (block * 4 + quad % 4) * 64 + place)
+        return pair >> 4 if quad >= 4 else pair & 15
+
+    return {bytes_at: of_bytes, nibbles_at: of_nibbles}[values]
 
 
 @part
-def nibble_at(m: Any, row: int, column: int) -> int:
-    """A value of four bits."""
-    block, quad = row // LANES * (m.columns // BLOCK) + column // BLOCK, column % BLOCK // 4
-    pair = byte(m.values + (block * 4 + quad % 4) * 64 + row % LANES * 4 + column % 4)
-    return pair >> 4 if quad >= 4 else pair & 15
-
-
-@part
-def byte_at(m: Any, row: int, column: int) -> int:
-    """A value of eight bits."""
-    block, quad = row // LANES * (m.columns // BLOCK) + column // BLOCK, column % BLOCK // 4
-    return byte(m.values + (block * 8 + quad) * 64 + row % LANES * 4 + column % 4)
+def row_of_tiles(values: Any, scales: Any, minimums: Any, m: Any, row: int, out: int) -> None:
+    """A row of a quantized matrix."""
+    blocks, tile, lane = m.columns // BLOCK, row // LANES, row % LANES
+    for block in range(blocks):
+        place = (tile * (blocks // m.blocks_per_scale) + block // m.blocks_per_scale) * LANES + lane
+        scale, minimum = number(scales, place), number(minimums, place) if m.minimums else np.float32(0)
+        for i in range(BLOCK):
+            value = value_of(values, tile * blocks + block, i // 4, lane * 4 + i % 4)
+            put(as_f32(out), block * BLOCK + i, scale * np.float32(value - m.offset) + minimum)
 
 
 # The kernels. A product takes addresses of a MATRIX, of VECTORS and of fp32 (n, stride) to write or add to, and which
@@ -333,36 +422,28 @@ def look_up_bytes_f16(matrix: int, row: int, out: int) -> None:
     """A row of tiles of bytes, scales fp16."""
     m = matrix_at(matrix)
     lows = as_f16(m.minimums if m.minimums else m.scales)
-    for column in range(m.columns):
-        value = byte_at(m, row, column)
-        put(as_f32(out), column, dequantize(as_f16(m.scales), lows, m, row, column, value))
+    row_of_tiles(as_bytes(m.values), as_f16(m.scales), lows, m, row, out)
 
 
 def look_up_bytes_f32(matrix: int, row: int, out: int) -> None:
     """A row of tiles of bytes, scales fp32."""
     m = matrix_at(matrix)
     lows = as_f32(m.minimums if m.minimums else m.scales)
-    for column in range(m.columns):
-        value = byte_at(m, row, column)
-        put(as_f32(out), column, dequantize(as_f32(m.scales), lows, m, row, column, value))
+    row_of_tiles(as_bytes(m.values), as_f32(m.scales), lows, m, row, out)
 
 
 def look_up_nibbles_f16(matrix: int, row: int, out: int) -> None:
     """A row of tiles of nibbles, scales fp16."""
     m = matrix_at(matrix)
     lows = as_f16(m.minimums if m.minimums else m.scales)
-    for column in range(m.columns):
-        value = nibble_at(m, row, column)
-        put(as_f32(out), column, dequantize(as_f16(m.scales), lows, m, row, column, value))
+    row_of_tiles(as_nibbles(m.values), as_f16(m.scales), lows, m, row, out)
 
 
 def look_up_nibbles_f32(matrix: int, row: int, out: int) -> None:
     """A row of tiles of nibbles, scales fp32."""
     m = matrix_at(matrix)
     lows = as_f32(m.minimums if m.minimums else m.scales)
-    for column in range(m.columns):
-        value = nibble_at(m, row, column)
-        put(as_f32(out), column, dequantize(as_f32(m.scales), lows, m, row, column, value))
+    row_of_tiles(as_nibbles(m.values), as_f32(m.scales), lows, m, row, out)
 
 
 KERNELS = {

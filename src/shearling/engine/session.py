@@ -82,7 +82,7 @@ class Session(ABC):
     def _check(self, tokens: Sequence[int], sequence: int) -> None:
         if not tokens:
             raise UserError("no tokens to go on from: give at least one")
-        if wrong := next((token for token in tokens if not 0 <= token < self.vocab_size), None):
+        if (wrong := next((token for token in tokens if not 0 <= token < self.vocab_size), None)) is not None:
             raise UserError(f"token {wrong}: the model's vocabulary has {self.vocab_size}: the tokenizer is another's")
         if self.lengths[sequence] + len(tokens) > self.context:
             raise UserError(

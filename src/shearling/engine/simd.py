@@ -218,6 +218,13 @@ def load_bytes(builder: Any, address: Any) -> Any:
     return builder.load(builder.inttoptr(address, BYTES.as_pointer()), align=1)
 
 
+@_made_of(types.void, types.int64)
+def prefetch(builder: Any, address: Any) -> Any:
+    """Ask for the 64 bytes around an address, which need not exist, ahead of time."""
+    where = builder.inttoptr(address, BYTE.as_pointer())
+    _call(builder, "llvm.prefetch.p0", ir.VoidType(), [where, *(ir.Constant(WORD, value) for value in (0, 2, 1))])
+
+
 @_made_of(types.int64, types.int64)
 def byte(builder: Any, address: Any) -> Any:
     """One unsigned byte."""
@@ -308,6 +315,24 @@ def peak(builder: Any, x: Any) -> Any:
 def to_floats(builder: Any, x: Any) -> Any:
     """Whole numbers as fp32."""
     return builder.sitofp(x, FLOATS)
+
+
+@_made_of(ints, types.int64)
+def load_int(builder: Any, address: Any) -> Any:
+    """One whole number of 32 bits, in all lanes."""
+    return _splat(builder, builder.load(builder.inttoptr(address, WORD.as_pointer()), align=4), INTS)
+
+
+@_made_of(types.void, types.int64, types.int32)
+def put_int(builder: Any, address: Any, value: Any) -> Any:
+    """Store one whole number of 32 bits."""
+    builder.store(value, builder.inttoptr(address, WORD.as_pointer()), align=4)
+
+
+@_made_of(ints, ints, ints)
+def times(builder: Any, x: Any, y: Any) -> Any:
+    """x · y of whole numbers."""
+    return builder.mul(x, y)
 
 
 @_made_of(ints, ints, ints)
