@@ -13,7 +13,8 @@ from shearling.cli import main
 from shearling.errors import UserError
 from shearling.models.cost import training_flops_per_token
 from shearling.models.norm_spec import LayerNormSpec
-from shearling.models.spec import ModelSpec
+from shearling.models.rope import inverse_frequencies
+from shearling.models.spec import Llama3ScalingSpec, ModelSpec, RoPESpec
 
 TINY = """
 model: {d_model: 32, n_layers: 1, n_heads: 2, intermediate_size: 64, vocab_size: 100, max_seq_len: 16}
@@ -114,7 +115,9 @@ class TestRefusals:
         assert status("--model", tiny, option, "0") == 2
         assert option in capsys.readouterr().err
 
-    @pytest.mark.parametrize("changed", [{"norm": LayerNormSpec()}, {"activation": "gelu"}])
+    @pytest.mark.parametrize(
+        "changed", [{"norm": LayerNormSpec()}, {"activation": "gelu"}, {"sliding_window": 8}, {"dropout": 0.1}]
+    )
     def test_of_a_network_that_the_peer_does_not_have(self, changed):
         from transformers import LlamaConfig
 
@@ -153,3 +156,13 @@ def test_a_peer_s_network_has_as_many_parameters_as_ours(bias):
     with torch.device("meta"):
         theirs = LlamaForCausalLM(llama_config(spec, LlamaConfig))
     assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in Transformer(spec).parameters())
+
+
+def test_a_peer_s_network_turns_by_our_scaled_frequencies():
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    scaling = Llama3ScalingSpec(factor=8.0, original_max_seq_len=8)
+    spec = SPEC.model_copy(update={"position": RoPESpec(theta=500.0, scaling=scaling)})
+    theirs = LlamaForCausalLM(llama_config(spec, LlamaConfig)).model.rotary_emb.inv_freq
+    torch.testing.assert_close(theirs, torch.from_numpy(inverse_frequencies(spec)[0]))

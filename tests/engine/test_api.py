@@ -78,7 +78,7 @@ class TestGenerate:
     @pytest.mark.parametrize(("adds_bos", "first"), [(True, 1), (False, None)])
     def test_puts_bos_before_the_prompt_where_the_model_expects_it(self, tokenizer, adds_bos, first):
         engine = FakeEngine(len, 200)
-        model = Model(engine, checkpoint_of(engine, tokenizer, notes={"add_bos_token": adds_bos}))
+        model = Model(engine, checkpoint_of(engine, tokenizer, adds_bos=adds_bos))
         model.generate("Lily saw", max_new_tokens=1)
         assert engine.fed[0] == [*([first] if first else []), *tokenizer.encode("Lily saw")]
 

@@ -198,7 +198,7 @@ from pathlib import Path
 import numpy as np
 from shearling.engine.reference import ReferenceEngine
 from shearling.formats import Checkpoint
-from shearling.formats.huggingface.parameters import expected_shapes
+from shearling.formats.specification import expected_shapes
 from shearling.formats.weights_file import read_weights
 from shearling.formats.safetensors import write_safetensors
 from shearling.models.spec import ModelSpec

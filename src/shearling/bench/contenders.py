@@ -10,8 +10,8 @@ import torch
 
 from shearling.data.stream import Batch
 from shearling.errors import UserError
-from shearling.models.norm_spec import RMSNormSpec
-from shearling.models.spec import ModelSpec, RoPESpec
+from shearling.formats.huggingface.config import config_of
+from shearling.models.spec import ModelSpec
 from shearling.training.device import keep_freed_memory
 from shearling.training.spec import ExperimentSpec
 from shearling.training.state import build_state
@@ -74,27 +74,12 @@ def llama_config(spec: ModelSpec, kind: type) -> Any:
     Raises:
         UserError: Llama has no such model.
     """
-    beyond = spec.beyond_llama()
+    others = {"sliding_window": spec.sliding_window is not None, "dropout": spec.dropout > 0}
+    beyond = [*spec.beyond_llama(), *(option for option, differs in others.items() if differs)]
     if beyond:
         raise UserError(f"bench: transformers' Llama has no such {' and '.join(beyond)}: choose another --model")
-    assert isinstance(spec.norm, RMSNormSpec)
-    assert isinstance(spec.position, RoPESpec)
-    return kind(
-        vocab_size=spec.vocab_size,
-        hidden_size=spec.d_model,
-        intermediate_size=spec.intermediate_size,
-        num_hidden_layers=spec.n_layers,
-        num_attention_heads=spec.n_heads,
-        num_key_value_heads=spec.kv_heads,
-        max_position_embeddings=spec.max_seq_len,
-        rms_norm_eps=spec.norm.eps,
-        rope_theta=spec.position.theta,
-        tie_word_embeddings=spec.tie_embeddings,
-        attention_bias=spec.attention_bias,
-        mlp_bias=spec.feedforward_bias,
-        use_cache=False,
-        attn_implementation="sdpa",
-    )
+    _, options = config_of(spec, "bench")
+    return kind(**options, use_cache=False, attn_implementation="sdpa")
 
 
 CONTENDERS: dict[str, Callable[[ModelSpec, bool], Step]] = {"shearling": shearling, "transformers": transformers}

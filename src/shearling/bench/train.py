@@ -1,8 +1,5 @@
 """Training speed and memory of several libraries in one run, round by round, so that noise hits all alike."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -11,6 +8,7 @@ from typing import Any
 import torch
 
 from shearling.bench.contenders import CONTENDERS
+from shearling.bench.process import Worker
 from shearling.errors import UserError
 from shearling.models.cost import training_flops_per_token
 from shearling.models.spec import ModelSpec
@@ -72,12 +70,20 @@ def bench_train(
         for contender in ("shearling", *dict.fromkeys(against)):
             for compiled in modes:
                 say(f"warming up {contender} ({_mode(compiled)})")
-                workers[contender, compiled] = _Worker(contender, compiled, spec, batch, seq_len)
+                order = {
+                    "contender": contender,
+                    "compile": compiled,
+                    "model": spec.model_dump(),
+                    "batch": batch,
+                    "seq_len": seq_len,
+                    "threads": torch.get_num_threads(),
+                }
+                workers[contender, compiled] = Worker("shearling.bench.worker", order)
         rows: dict[tuple[str, bool], list[dict[str, float]]] = {key: [] for key in workers}
         for number in range(rounds):
             say(f"round {number + 1} of {rounds}")
             for key, worker in workers.items():
-                rows[key].append(worker.run(steps))
+                rows[key].append(worker.ask(str(steps)))
     finally:
         for worker in workers.values():
             worker.stop()
@@ -119,43 +125,3 @@ def _report(entries: list[Entry], flops_per_token: int, peak: float) -> dict[str
 
 def _mode(compiled: bool) -> str:
     return "compiled" if compiled else "eager"
-
-
-class _Worker:
-    """The parent's end of a `shearling.bench.worker` process."""
-
-    def __init__(self, contender: str, compiled: bool, spec: ModelSpec, batch: int, seq_len: int) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "shearling.bench.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        order = {
-            "contender": contender,
-            "compile": compiled,
-            "model": spec.model_dump(),
-            "batch": batch,
-            "seq_len": seq_len,
-            "threads": torch.get_num_threads(),
-        }
-        self._ask(json.dumps(order))
-
-    def run(self, steps: int) -> dict[str, float]:
-        """Train `steps` steps; seconds, loss and peak memory."""
-        return self._ask(str(steps))
-
-    def stop(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.communicate()
-
-    def _ask(self, line: str) -> dict[str, float]:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise UserError(f"bench: a contender ended early (status {self._process.wait()}); its message stands above")
-        figures: dict[str, Any] = json.loads(answer)
-        if "error" in figures:
-            raise UserError(figures["error"])
-        return figures

@@ -5,7 +5,6 @@ trains N steps and answers {"seconds": …, "loss": …, "peak_bytes": …}.
 """
 
 import json
-import resource
 import sys
 import time
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from shearling.bench.contenders import CONTENDERS
+from shearling.bench.process import answer, peak_bytes
 from shearling.errors import UserError
 from shearling.models.spec import ModelSpec
 
@@ -27,23 +27,19 @@ def main() -> None:
     try:
         step = CONTENDERS[order["contender"]](spec, order["compile"])
     except UserError as error:
-        return _answer(error=str(error))
+        return answer(error=str(error))
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(spec.vocab_size, (order["batch"], order["seq_len"] + 1), generator=generator)
     began = time.perf_counter()
     for _ in range(WARMUP_STEPS):
         step(tokens)
-    _answer(ready=time.perf_counter() - began)
+    answer(ready=time.perf_counter() - began)
     for line in sys.stdin:
         began = time.perf_counter()
         for _ in range(int(line)):
             loss = step(tokens)
         seconds = time.perf_counter() - began
-        _answer(seconds=seconds, loss=loss, peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-
-
-def _answer(**figures: float | str) -> None:
-    print(json.dumps(figures), flush=True)
+        answer(seconds=seconds, loss=loss, peak_bytes=peak_bytes())
 
 
 if __name__ == "__main__":

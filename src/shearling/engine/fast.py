@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shearling.engine.compiling import kernel
-from shearling.engine.crew import Crew
-from shearling.engine.forward import IN_A_SET, PLAN
-from shearling.engine.layers import CACHE, KEPT, TIME
+from shearling.engine.kernels.compiling import kernel
+from shearling.engine.kernels.crew import Crew
+from shearling.engine.kernels.forward import IN_A_SET, PLAN
+from shearling.engine.kernels.layers import CACHE, KEPT
+from shearling.engine.kernels.records import BLOCK, VECTORS
+from shearling.engine.kernels.vectors import LANES
 from shearling.engine.packing import Packed
-from shearling.engine.products import BLOCK, VECTORS
 from shearling.engine.session import Engine, Session
-from shearling.engine.simd import LANES
 from shearling.errors import UserError
 from shearling.formats.checkpoint import Checkpoint, StoredTensor
+from shearling.formats.pages import PagesHeld
 from shearling.models.rope import inverse_frequencies
 from shearling.quantization import FloatArray
 
@@ -123,7 +124,7 @@ class FastEngine(Engine):
         if tokens > room.count:
             count = room.count = tokens
             d_model, hidden = _padded(spec.d_model), _padded(spec.intermediate_size)
-            mixed = _padded(spec.n_heads * spec.head_dim)
+            mixed = _padded(spec.n_heads * spec.head_dim + LANES)  # whole vectors are read of the last head, too
             plan["stride"], plan["qkv_stride"] = d_model, mixed
             for name, width in (
                 ("stream", d_model),
@@ -142,7 +143,7 @@ class FastEngine(Engine):
                     self._sets[IN_A_SET * thread + number] = room.vectors(name, of_set, width, floats)
         if capacity > room.capacity:
             room.capacity = capacity
-            plan["score_stride"] = capacity + _padded(spec.head_dim) + TIME
+            plan["score_stride"] = capacity + _padded(spec.head_dim)
             plan["scores"] = room.numbers("scores", int(plan["score_stride"][0]) * self.threads)
 
     def _turn_until(self, end: int) -> None:
@@ -164,18 +165,18 @@ class FastSession(Session):
         super().__init__(engine.spec, engine.context, sequences)
         spec = engine.spec
         dtype, keep, attend = KEPT[engine.kv]
-        capacity, padded = -(-engine.context // TIME) * TIME, -(-spec.head_dim // LANES) * LANES
+        capacity, padded = -(-engine.context // LANES) * LANES, -(-spec.head_dim // LANES) * LANES
         heads = spec.n_layers * sequences * spec.kv_heads
         # Pages that no token has reached yet take no memory: zeros come from the system when they are first touched.
-        keys = np.zeros((heads, capacity // LANES, spec.head_dim, LANES), dtype)
-        values = np.zeros((heads, capacity, padded), dtype)
+        keys, values = np.zeros((heads, capacity, padded), dtype), np.zeros((heads, capacity, padded), dtype)
         scales = np.zeros((2, heads, capacity), np.float32) if dtype.kind == "i" else None
         self._arrays = (keys, values, scales)
         self._engine = engine
+        scale_addresses = (0, 0) if scales is None else tuple(part.ctypes.data for part in scales)
         self._cache = np.zeros(1, CACHE)
         self._cache[0] = (
             kernel(keep), kernel(attend), sequences, spec.kv_heads, spec.head_dim, padded, capacity,
-            keys.ctypes.data, values.ctypes.data, *((0, 0) if scales is None else (part.ctypes.data for part in scales)),
+            keys.ctypes.data, values.ctypes.data, *scale_addresses,
         )  # fmt: skip
 
     def _feed(self, tokens: Sequence[int], sequence: int, *, every: bool) -> FloatArray:
@@ -225,12 +226,15 @@ class _Room:
 
 def _pack(checkpoint: Checkpoint) -> Packed:
     packed, tensors = Packed(), checkpoint.tensors
+    pages = PagesHeld(tensors.values())
     for layer in range(checkpoint.spec.n_layers):
         for part in ("attention.branch.q", "attention.branch.k", "attention.branch.v", "attention.branch.o",
                      "feedforward.branch.gate", "feedforward.branch.up", "feedforward.branch.down"):  # fmt: skip
             name = f"layers.{layer}.{part}_proj"
             packed.add(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
+            pages.count(tensors[f"{name}.weight"].nbytes)
     packed.add(tensors["embed.weight"])
+    pages.count(tensors["embed.weight"].nbytes)
     head: StoredTensor | None = tensors.get("head.weight")
     if head is None:
         packed.repeat(-1)

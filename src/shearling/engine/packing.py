@@ -1,16 +1,16 @@
 """Stored tensors as the kernels take them: floats where they lie in the file, quantized weights in tiles of 16 rows."""
 
-import mmap
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from shearling.engine.compiling import kernel
-from shearling.engine.products import BLOCK, KERNELS, MATRIX
-from shearling.engine.simd import LANES
+from shearling.engine.kernels.compiling import kernel
+from shearling.engine.kernels.products import KERNELS
+from shearling.engine.kernels.records import BLOCK, MATRIX
+from shearling.engine.kernels.vectors import LANES
 from shearling.formats.checkpoint import StoredTensor
-from shearling.quantization import CODECS, Codec, Part
+from shearling.quantization import CODECS, Codec, Part, Unpacked
 
 IN_PLACE = ("f32", "f16", "bf16")
 """Codecs whose numbers the kernels read as they are."""
@@ -24,7 +24,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 SLAB = 32 << 20
-"""Bytes that are asked of the system at a time: memory in pieces of 2 MiB is found, and fetched ahead, with less ado."""
+"""Bytes that are asked of the system at a time: of so many it gives pages of 2 MiB, which are found with less ado."""
 
 
 class _Arena:
@@ -81,7 +81,6 @@ class Packed:
             record["unit_bytes"] = codec.row_bytes(tensor.shape[1]) * LANES
         else:
             kind = self._add_tiles(record, tensor)
-            release(tensor)
         self.quantized |= kind not in IN_PLACE
         record["multiply"], record["look_up"] = (kernel(function) for function in KERNELS[kind])
         if bias is not None:
@@ -97,23 +96,21 @@ class Packed:
     def _add_tiles(self, record: npt.NDArray[Any], tensor: StoredTensor) -> str:
         """Fill in a record; returns how its numbers are stored."""
         rows, columns = tensor.shape
-        step, tiles = TILES_AT_ONCE * LANES, _tiles(rows)
+        step, tiles, empty = TILES_AT_ONCE * LANES, _tiles(rows), self._arena.empty
         halves, offset = tensor.codec.name in FOUR_BITS, FOUR_BITS.get(tensor.codec.name, 128)
-        values = self._arena.empty((tiles, columns // BLOCK, 4 if halves else 8, 4 * LANES), np.dtype(np.uint8))
-        record["offset"], record["unit_bytes"] = offset, values.strides[0]
-        scales = minimums = None
+        sample = _unpacked(tensor, slice(1))
+        values = empty((tiles, columns // BLOCK, 4 if halves else 8, 4 * LANES), np.dtype(np.uint8))
+        scales = empty((tiles, columns // sample.group, LANES), sample.scales.dtype)
+        minimums = None if sample.minimums is None else empty(scales.shape, scales.dtype)
         for first in range(0, rows, step):
-            part = tensor.codec.unpacked(tuple(part[first : first + step] for part in tensor.parts))
-            assert part is not None, "kernel_codec has asked"
+            part = _unpacked(tensor, slice(first, first + step))
             place = slice(first // LANES, first // LANES + _tiles(len(part.values)))
-            if scales is None:
-                scales = self._arena.empty((tiles, columns // part.group, LANES), part.scales.dtype)
-                minimums = None if part.minimums is None else self._arena.empty(scales.shape, scales.dtype)
-                record["blocks_per_scale"] = part.group // BLOCK
             values[place] = _quads(part.values, halves, offset)
             scales[place] = _by_lane(part.scales)
             if minimums is not None and part.minimums is not None:
                 minimums[place] = _by_lane(part.minimums)
+        record["offset"], record["unit_bytes"] = offset, values.strides[0]
+        record["blocks_per_scale"] = sample.group // BLOCK
         record["values"], record["scales"] = self.address(values), self.address(scales)
         record["minimums"] = 0 if minimums is None else self.address(minimums)
         return f"{'nibbles' if halves else 'bytes'} {'f32' if scales.dtype == np.float32 else 'f16'}"
@@ -131,13 +128,10 @@ def kernel_codec(tensor: StoredTensor) -> Codec:
     return CODECS["f32" if tensor.shape[1] % BLOCK else "bf16"]
 
 
-def release(tensor: StoredTensor) -> None:
-    """Let the system take back the mapped pages of a tensor's file that have been read."""
-    for part in tensor.parts:
-        while isinstance(part.base, np.ndarray):
-            part = part.base
-        if isinstance(part.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            part.base.madvise(mmap.MADV_DONTNEED)
+def _unpacked(tensor: StoredTensor, rows: slice) -> Unpacked:
+    part = tensor.codec.unpacked(tuple(part[rows] for part in tensor.parts))
+    assert part is not None, "kernel_codec has asked"
+    return part
 
 
 def _encoded(tensor: StoredTensor, codec: Codec) -> tuple[Part, ...]:

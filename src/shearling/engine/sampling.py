@@ -2,7 +2,8 @@
 
 Up to `SEQUENTIAL` tokens sums run token by token in float32, as C takes them, so that a seed gives the token that
 `run` gives. Beyond, that alone would take as long as a decoded token of a small model: sums go by blocks, and where a
-draw falls within their rounding (one in tens of thousands) it may end on the neighbour.
+coin falls within their rounding the draw may end on the neighbour. Of 600 draws with logits of N(0, 4) and
+top-p none or one did; where all tokens are nearly as likely as each other, a few in a hundred.
 
 What llama2.c does not have (repetition penalty, top-k, min-p) acts before, and leaves no trace where it is off.
 """

@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from shearling.engine.compiling import part
-from shearling.engine.layers import cache_at, gate, rms_norm, rotate
-from shearling.engine.products import MATRIX, VECTORS, matrix_at, quantize, vectors_at
-from shearling.engine.simd import LANES, as_f32, atomic_add, atomic_load, atomic_store, call, number, pause, prefetch, put
+from shearling.engine.kernels.compiling import part
+from shearling.engine.kernels.control import atomic_add, atomic_load, atomic_store, call, pause
+from shearling.engine.kernels.layers import cache_at, gate, rms_norm, rotate
+from shearling.engine.kernels.memory import as_f32, number, prefetch, put
+from shearling.engine.kernels.products import quantize
+from shearling.engine.kernels.records import MATRIX, VECTORS, matrix_at, vectors_at
+from shearling.engine.kernels.vectors import LANES
 
 Q, K, V, O, GATE, UP, DOWN = range(7)  # noqa: E741 (the field's name)
 IN_A_LAYER = 7
@@ -34,10 +37,11 @@ PLAN = np.dtype(
 )  # fmt: skip
 """What a pass needs to know. Addresses are of int64 or fp32.
 
-The model's sizes; `matrices` MATRIX (7 · n_layers + 2,); `window` 0 where there is none; `adjacent` 1 where rows 2i and 2i + 1 turn together; `quantized` 1 if
-any matrix is; `norms` (2 · n_layers + 1, stride); `cosines` and `sines` (context, head_dim / 2). Each of `count` tokens
-has a sequence and a time in it; logits (end_count, logit_stride) are made of the tokens that `ends` lists. `scores` has
-`score_stride` numbers a thread; `sets` are VECTORS (3 · threads,); `barrier` is the address of two numbers, 64 bytes apart.
+The model: its sizes; `matrices` MATRIX (7 · n_layers + 2,); `window` 0 where there is none; `adjacent` 1 where rows 2i
+and 2i + 1 turn together; `quantized` 1 if any matrix is; `norms` (2 · n_layers + 1, stride); `cosines` and `sines`
+(context, head_dim / 2); the CACHE. Each of `count` tokens has a sequence and a time in it; logits (end_count,
+logit_stride) are made of the tokens that `ends` lists. Room: `scores` has `score_stride` numbers a thread; `sets` are
+VECTORS (3 · threads,); `barrier` is the address of two numbers, 64 bytes apart.
 """
 
 MATRIX_BYTES, VECTORS_BYTES = MATRIX.itemsize, VECTORS.itemsize

@@ -4,41 +4,21 @@ from typing import Any
 
 import numpy as np
 
-from shearling.engine.compiling import part
-from shearling.engine.simd import (
-    LANES,
-    add,
-    as_bf16,
-    as_f32,
-    as_i8,
-    div,
-    exp,
-    fma,
-    largest,
-    load,
-    load_first,
-    mul,
-    number,
-    peak,
-    put,
-    record_at,
-    splat,
-    store,
-    sub,
-    total,
-)
-
-TIME = 4 * LANES
-"""Keys whose scores are taken together; a cache's capacity is a multiple."""
+from shearling.engine.kernels.arithmetic import add, div, exp, fma, largest, mul, peak, splat, sub, total
+from shearling.engine.kernels.compiling import part
+from shearling.engine.kernels.control import record_at
+from shearling.engine.kernels.memory import as_bf16, as_f32, as_i8, load, load_first, number, put, store
+from shearling.engine.kernels.vectors import LANES
 
 CACHE = np.dtype([(name, np.int64) for name in (
-    "keep", "attend", "sequences", "kv_heads", "head_dim", "padded", "capacity", "keys", "values", "key_scales", "value_scales",
+    "keep", "attend", "sequences", "kv_heads", "head_dim", "padded", "capacity", "keys", "values",
+    "key_scales", "value_scales",
 )])  # fmt: skip
 """Keys and values of some sequences: the addresses of their kernels and of their numbers, and the sizes.
 
-Keys (layers, sequences, kv_heads, capacity / 16, head_dim, 16): those of sixteen times lie side by side, dimension by
-dimension. Values (layers, sequences, kv_heads, capacity, padded), `padded` the head's width rounded up to 16. Kept as
-bytes, each key and each value has a scale of its own: (layers, sequences, kv_heads, capacity), fp32.
+Keys and values alike (layers, sequences, kv_heads, capacity, padded); `padded` is a head's width rounded up to 16, with
+zeros behind it. Kept as bytes, each key and each value has a scale of its own: (layers, sequences, kv_heads, capacity),
+fp32.
 """
 
 cache_at = record_at(CACHE)
@@ -96,32 +76,21 @@ def kept_scale(x: int, width: int) -> float:
 @part
 def keep_as(keys: Any, values: Any, c: Any, head: int, time: int, key: Any, value: Any, factors: Any) -> None:
     """Put a key and a value, each times its factor, where a head keeps those of this time."""
-    K, capacity = c.head_dim, c.capacity
-    first_key = (head * capacity + time // LANES * LANES) * K + time % LANES
-    first_value = (head * capacity + time) * c.padded
-    for i in range(K):
-        put(keys, first_key + i * LANES, number(key, i) * factors[0])
-        put(values, first_value + i, number(value, i) * factors[1])
+    place = (head * c.capacity + time) * c.padded
+    for i in range(c.head_dim):
+        put(keys, place + i, number(key, i) * factors[0])
+        put(values, place + i, number(value, i) * factors[1])
 
 
 @part
-def scores_of(keys: Any, at: int, q: int, scale: float, width: int, begin: int, end: int, scores: int) -> None:
-    """q · k · scale for the keys from `begin`, a multiple of TIME, to beyond `end`."""
-    query, to, step = as_f32(q), as_f32(scores), LANES * width
-    for time in range(begin, end, TIME):
-        s0 = s1 = s2 = s3 = splat(np.float32(0))
-        place = at + time * width
-        for i in range(width):
-            z = splat(number(query, i))
-            s0 = fma(load(keys, place), z, s0)
-            s1 = fma(load(keys, place + step), z, s1)
-            s2 = fma(load(keys, place + 2 * step), z, s2)
-            s3 = fma(load(keys, place + 3 * step), z, s3)
-            place += LANES
-        store(to, time, mul(s0, splat(scale)))
-        store(to, time + LANES, mul(s1, splat(scale)))
-        store(to, time + 2 * LANES, mul(s2, splat(scale)))
-        store(to, time + 3 * LANES, mul(s3, splat(scale)))
+def scores_of(keys: Any, at: int, q: int, scale: float, padded: int, first: int, end: int, scores: int) -> None:
+    """q · k · scale for the keys from `first` to `end`; what follows a query meets the zeros behind keys."""
+    query, to = as_f32(q), as_f32(scores)
+    for time in range(first, end):
+        place, sums = at + time * padded, splat(np.float32(0))
+        for slot in range(0, padded, LANES):
+            sums = fma(load(keys, place + slot), load(query, slot), sums)
+        put(to, time, total(sums) * scale)
 
 
 @part
@@ -184,9 +153,9 @@ def attend_with(
 ) -> None:
     """softmax(q · Kᵀ · scale) · V, keys and values times the scales of their times where they have any."""
     first, end = span
-    capacity, begin = c.capacity, first // TIME * TIME
-    at, scales = head * capacity, 4 * head * capacity
-    scores_of(keys, at * c.head_dim, q, scale, c.head_dim, begin, end, scores)
+    begin = first // LANES * LANES
+    at, scales = head * c.capacity, 4 * head * c.capacity
+    scores_of(keys, at * c.padded, q, scale, c.padded, first, end, scores)
     if c.key_scales:
         scaled(scores, c.key_scales + scales, begin, end)
     inverse = np.float32(1) / weigh(scores, begin, first, end)
@@ -246,7 +215,7 @@ def attend_int8(cache: int, head: int, q: int, first: int, end: int, scores: int
     attend_with(as_i8(c.keys), as_i8(c.values), c, head, q, scale, (first, end), scores, out)
 
 
-KEPT = {
+KEPT: dict[str, tuple[np.dtype[Any], Any, Any]] = {
     "f32": (np.dtype(np.float32), keep_f32, attend_f32),
     "bf16": (np.dtype(np.uint16), keep_bf16, attend_bf16),
     "int8": (np.dtype(np.int8), keep_int8, attend_int8),

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from shearling.engine.compiling import entry
-from shearling.engine.forward import forward, give_way
-from shearling.engine.simd import atomic_add, atomic_load, pause
+from shearling.engine.kernels.compiling import entry
+from shearling.engine.kernels.control import atomic_add, atomic_load, pause
+from shearling.engine.kernels.forward import forward, give_way
 
 CALLS, LEAVE = 0, 64
 """Where in the control block, in bytes, the passes so far are counted, and whether to leave."""
