@@ -1,11 +1,14 @@
 # make demo   text to a model that talks, in about six minutes on two cores
 # make test   installs what the tests need and passes them all
-# Both need Python >= 3.10 and make, nothing else.
+# Both need Python >= 3.10 and make; `make test` a C++ compiler besides.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# llama.cpp, which tests hold the engine against, is built from source: on all cores, and no more of it than is called.
+LLAMA_CPP = CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF" CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc 2>/dev/null || echo 2)
 
 .PHONY: demo test lint clean
 
@@ -43,5 +46,6 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install -c constraints.txt -e '.[dev]'
+	@echo "installing what the tests need: once, some minutes, most of them for llama.cpp, which a C++ compiler builds"
+	$(LLAMA_CPP) $(PIP) install -c constraints.txt -e '.[dev]'
 	touch $@

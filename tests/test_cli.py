@@ -50,8 +50,23 @@ def test_show_answers_in_seconds():
 def test_every_command_is_in_the_help(capsys):
     assert status("--help") == 0
     out = capsys.readouterr().out
-    assert "show" in out
-    assert "schema" in out
+    listed = {line.split()[0] for line in out.partition("Commands:")[2].splitlines() if line.strip()}
+    assert listed == {
+        "show", "schema", "prepare", "train", "compare", "report", "convert", "download", "generate", "chat", "bench",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["show"], ["schema"], ["prepare"], ["train"], ["compare"], ["report"], ["convert"], ["download"], ["generate"],
+     ["chat"], ["bench", "train"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_every_command_has_a_help_that_says_what_it_does(command, capsys):
+    assert status(*command, "--help") == 0
+    usage, _, rest = capsys.readouterr().out.strip().partition("\n")
+    assert f" {' '.join(command)} [OPTIONS]" in usage
+    assert rest.partition("Options:")[0].strip()
 
 
 def test_show_takes_overrides_after_the_config(capsys):

@@ -199,6 +199,14 @@ def test_a_damaged_llama2c_binary_is_refused(tmp_path: Path, content: bytes, com
         load_tokenizer(file)
 
 
+def test_what_the_library_says_of_a_file_is_one_line_whatever_its_pieces(tmp_path: Path):
+    file = tmp_path / "tokenizer.bin"
+    file.write_bytes(llama2c_file([*HEAD, *BYTES, b"a\n\nb", b"a\n\nb"]))
+    with pytest.raises(UserError, match=r"a b is already defined") as refused:
+        load_tokenizer(file)
+    assert len(str(refused.value).splitlines()) == 1
+
+
 @pytest.fixture
 def byte_level(tmp_path: Path) -> Path:
     """A byte-level BPE tokenizer of the `tokenizers` library that truncates, pads and adds special tokens."""

@@ -265,7 +265,7 @@ from pathlib import Path
 import numpy as np
 from shearling.experiments.convert import convert
 from shearling.formats import Checkpoint, StoredTensor
-from shearling.formats.huggingface.parameters import expected_shapes
+from shearling.formats.specification import expected_shapes
 from shearling.formats.run_folder import write_run_folder
 from shearling.models.spec import ModelSpec
 from shearling.quantization import CODECS

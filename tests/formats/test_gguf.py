@@ -1,5 +1,6 @@
 """GGUF files of LLaMA models: what the `gguf` package reads and writes is what we write and read."""
 
+import sys
 import tracemalloc
 from dataclasses import replace
 
@@ -358,3 +359,16 @@ def test_any_scaling_of_llama_3s_comes_back_from_its_factors(factor, low, ratio,
     back = ModelSpec(**{**sizes, "position": {"kind": "rope", "theta": theta, "scaling": found}})
     ours, theirs, unscaled = (inverse_frequencies(spec)[0] for spec in (back, scaled, plain))
     np.testing.assert_allclose(ours / unscaled, theirs / unscaled, rtol=0, atol=2e-6)
+
+
+def test_without_the_package_nothing_is_written_and_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UserError, match=r"pip install 'shearling\[gguf\]'"):
+        write_gguf(tmp_path / "model.gguf", tiny(), progress=lambda _: None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_reading_needs_no_package(tmp_path, monkeypatch):
+    write_gguf(tmp_path / "model.gguf", tiny(), progress=lambda _: None)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    assert read_gguf(tmp_path / "model.gguf").spec == tiny().spec

@@ -368,6 +368,13 @@ class TestWhatLiesBesideTheWeights:
         with pytest.raises(UserError, match=r"tokenizer_config.json: chat_template: should be a text"):
             read_huggingface(folder)
 
+    @pytest.mark.parametrize("given", ["true", 1, []])
+    def test_a_bos_that_is_neither_added_nor_not_is_refused(self, copy, given):
+        folder = copy("llama")
+        (folder / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": given}))
+        with pytest.raises(UserError, match=r"tokenizer_config\.json: add_bos_token: should be true or false"):
+            read_huggingface(folder)
+
     def test_the_tokenizer_is_loaded_when_it_is_asked_for(self, copy, assets):
         folder = copy("llama")
         assert read_huggingface(folder).tokenizer is None

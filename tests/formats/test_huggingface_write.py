@@ -14,9 +14,9 @@ from shearling.data.tokenizers import load_tokenizer
 from shearling.errors import UserError
 from shearling.formats.checkpoint import Checkpoint, StoredTensor, rotary_heads, rotary_order
 from shearling.formats.huggingface import read_huggingface, write_huggingface
-from shearling.formats.huggingface.parameters import expected_shapes
 from shearling.formats.in_torch import load_transformer
 from shearling.formats.llama2c import read_llama2c
+from shearling.formats.specification import expected_shapes
 from shearling.models.spec import ModelSpec
 from shearling.models.transformer import Transformer
 from shearling.quantization import CODECS

@@ -2,6 +2,7 @@
 
 import struct
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -117,6 +118,25 @@ def test_flops_are_those_that_forward_and_backward_execute_but_for_the_masked_ha
         model(tokens, use_cache=False).logits.sum().backward()
     masked_half = 6 * spec.n_layers * 16 * spec.d_model
     assert counter.get_total_flops() == tokens.numel() * (training_flops_per_token(spec, 16) + masked_half)
+
+
+def test_attention_in_a_window_costs_what_its_tokens_see():
+    T, W = 2000, 300
+    whole, windowed = (
+        training_flops_per_token(ModelSpec(d_model=32, n_heads=2, n_layers=3, sliding_window=window), T)
+        for window in (None, W)
+    )
+    at = np.arange(T)
+    seen = (at[:, None] >= at) & (at[:, None] - at < W)
+    saved = 12 * 3 * 32 * (np.tril(np.ones((T, T))).sum() - seen.sum()) / T
+    assert whole - windowed == pytest.approx(saved, rel=1e-3)
+
+
+@pytest.mark.parametrize("window", [64, 1000])
+def test_a_window_that_takes_the_whole_sequence_costs_what_no_window_costs(window):
+    shape = {"d_model": 32, "n_heads": 2, "n_layers": 3}
+    windowed = training_flops_per_token(ModelSpec(**shape, sliding_window=window), 64)
+    assert windowed == training_flops_per_token(ModelSpec(**shape), 64)
 
 
 def test_a_model_without_a_head_has_neither_its_parameters_nor_its_products():

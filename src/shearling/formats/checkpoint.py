@@ -23,9 +23,9 @@ class StoredTensor:
     """A tensor as its file holds it, memory-mapped where the layout allows.
 
     Attributes:
-        shape: of the tensor: (rows, columns), or (length,) of a vector.
+        shape: of the tensor: (rows, columns), (length,) of a vector, () of a single number.
         codec: how its numbers are stored.
-        parts: what `codec` decodes, views of the file; the first axis of each is the tensor's rows.
+        parts: what `codec` decodes, views of the file; the first axis of each is the tensor's rows, where it has any.
     """
 
     shape: tuple[int, ...]
@@ -44,14 +44,19 @@ class StoredTensor:
 
     def read(self, rows: "slice | Part" = slice(None)) -> FloatArray:
         """Its numbers, or those of some rows, as float32."""
+        if not self.shape:  # codecs know rows
+            return self.codec.decode(tuple(part.reshape(1) for part in self.parts)).reshape(())
         return self.codec.decode(tuple(part[rows] for part in self.parts))
 
     def encoded(self, codec: Codec) -> Iterator[Parts]:
         """Its rows under another codec, a few MiB at a time; untouched where the codec is its own."""
+        same = codec.name == self.codec.name and codec.group == self.codec.group
+        if not self.shape:
+            yield self.parts if same else tuple(part.reshape(()) for part in codec.encode(self.read().reshape(1)))
+            return
         step = max(1, NUMBERS_AT_ONCE // max(1, int(np.prod(self.shape[1:]))))
         for start in range(0, self.shape[0], step):
             rows = slice(start, start + step)
-            same = codec.name == self.codec.name and codec.group == self.codec.group
             yield tuple(part[rows] for part in self.parts) if same else codec.encode(self.read(rows))
 
     def reordered(self, order: Part) -> "StoredTensor":
@@ -76,6 +81,7 @@ class Checkpoint:
         load_tokenizer: gives the tokenizer that came with the model; None where there is none.
         chat_template: a jinja template that came with the model.
         stop_ids: tokens that end a text or a reply; empty where the file does not say.
+        adds_bos: whether BOS stands before the model's texts; None: where its tokenizer puts it.
         notes: what else the file says of itself, for people: its name, licence, steps of training.
     """
 
@@ -86,12 +92,20 @@ class Checkpoint:
     load_tokenizer: Callable[[], Tokenizer] | None = None
     chat_template: str | None = None
     stop_ids: tuple[int, ...] = ()
+    adds_bos: bool | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer that came with the model."""
         return self.load_tokenizer() if self.load_tokenizer else None
+
+    @property
+    def begins_with_bos(self) -> bool | None:
+        """Whether a text that the model is to continue begins with BOS; None where nothing that came with it says."""
+        if self.adds_bos is not None or self.tokenizer is None:
+            return self.adds_bos
+        return self.tokenizer.adds_bos
 
     def in_rotary(self, rotary: Rotary, name: str) -> StoredTensor:
         """The tensor of that name, its rows in the order that `rotary` asks for."""

@@ -16,15 +16,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shearling.errors import UserError
+from shearling.formats.gguf.hyperparameters import ARCHITECTURE
 from shearling.formats.hub import Hub, HubFile, Listing
 from shearling.formats.huggingface.config import family_of, spec_of
+from shearling.formats.huggingface.families import FAMILIES
+from shearling.formats.huggingface.texts import CONFIG
+from shearling.formats.huggingface.weights import INDEX, SINGLE
 from shearling.formats.progress import Advance, console_progress
 
-MODEL_TYPES = ("llama", "mistral")
+MODEL_TYPES = tuple(kind for kind, family in FAMILIES.items() if family.fixed["arch"] == "llama")
 """Of config.json: the graphs that are LLaMA's."""
-GGUF_ARCHITECTURES = ("llama",)
 
-CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 BESIDE_WEIGHTS = (
     "generation_config.json",
     "tokenizer.json",
@@ -298,9 +300,9 @@ def _folder(listing: Listing, hub: Hub) -> Choice:
 
 def _gguf(listing: Listing, wanted: str) -> Choice:
     """One GGUF file: by name, or by a part of it that no other has."""
-    if listing.architecture not in (None, *GGUF_ARCHITECTURES):
+    if listing.architecture not in (None, ARCHITECTURE):
         raise UserError(f"{listing.repository}: its architecture, {listing.architecture}, is no graph of LLaMA's: "
-                        f"choose a GGUF of {' or '.join(GGUF_ARCHITECTURES)}")  # fmt: skip
+                        f"choose a GGUF of {ARCHITECTURE}")  # fmt: skip
     files = sorted((file for name, file in listing.files.items() if name.endswith(".gguf")), key=lambda file: file.size)
     exact = [file for file in files if file.name == wanted]
     like = exact or [file for file in files if wanted.casefold() in file.name.casefold()]

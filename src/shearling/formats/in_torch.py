@@ -33,6 +33,4 @@ def load_transformer(checkpoint: Checkpoint) -> Transformer:
 
 
 def _in_fp32(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    tensor = checkpoint.in_rotary("halves", name)
-    decoded = tensor.codec.decode(tensor.parts)  # not `read`, which takes rows: a scalar has none
-    return torch.from_numpy(np.array(decoded, np.float32, order="C").reshape(tensor.shape))
+    return torch.from_numpy(np.array(checkpoint.in_rotary("halves", name).read(), np.float32, order="C"))

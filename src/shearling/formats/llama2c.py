@@ -28,7 +28,7 @@ import numpy as np
 from shearling.data.tokenizers import Tokenizer, load_tokenizer
 from shearling.errors import UserError
 from shearling.formats.checkpoint import NUMBERS_AT_ONCE, Checkpoint, StoredTensor
-from shearling.formats.specification import llama_shape, specification
+from shearling.formats.specification import expected_shapes, specification
 from shearling.models.norm_spec import RMSNormSpec
 from shearling.models.rope import inverse_frequencies
 from shearling.models.spec import ModelSpec, RoPESpec
@@ -42,7 +42,7 @@ HEADER_BYTES = 256
 EPS, THETA = 1e-5, 10000.0
 BOS = 1
 LARGEST_GROUP = 64
-"""export.py's; larger ones lose more."""
+"""export.py's, which it halves until it divides dim; larger ones lose more."""
 QUANTIZED = 2
 """The version that holds int8."""
 
@@ -90,8 +90,7 @@ def read_llama2c(path: Path, tokenizer: Path | None = None) -> Checkpoint:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     tensors = {}
     position = header.start
-    for name in _names(header.spec, header.version):
-        shape = _shape(header.spec, name)
+    for name, shape in _body(header.spec, header.version).items():
         if name != TABLES:
             tensors[name] = _tensor(content, position, shape, header.group, f"{path}: {name}")
         position += _size(shape, header.group)
@@ -102,6 +101,7 @@ def read_llama2c(path: Path, tokenizer: Path | None = None) -> Checkpoint:
         origin=str(path),
         load_tokenizer=_tokenizer(path, tokenizer, header.spec.vocab_size),
         stop_ids=(BOS,),
+        adds_bos=True,
         notes={"version": header.version} | ({} if header.group is None else {"group_size": header.group}),
     )
 
@@ -133,20 +133,22 @@ def write_llama2c(
     codec = _int8(checkpoint, codec) if version == QUANTIZED else _float32(checkpoint, codec, version)
     with path.open("wb") as file:
         progress(file.write(_packed(spec, version, codec.group)))
-        for name in _names(spec, version):
+        for name, shape in _body(spec, version).items():
             if name == TABLES:
                 for table in _rotary_tables(spec):
                     progress(file.write(table.data))
             else:
                 tensor = checkpoint.in_rotary("adjacent", name)
-                assert tensor.shape == _shape(spec, name), "a reader checks what it gives"
+                assert tensor.shape == shape, "a reader checks what it gives"
                 _write(file, tensor, codec if len(tensor.shape) > 1 else CODECS["f32"], progress)
 
 
 def group_size(spec: ModelSpec) -> int:
-    """The largest group, up to LARGEST_GROUP, that divides rows of both lengths, dim and hidden_dim; it may be 1."""
-    both = math.gcd(spec.d_model, spec.intermediate_size)
-    return max(size for size in range(1, LARGEST_GROUP + 1) if both % size == 0)
+    """The largest power of two, up to LARGEST_GROUP, that divides rows of dim and of hidden_dim numbers; it may be 1.
+
+    Other groups are read and written too, but programs compute in vectors, whose lengths are powers of two.
+    """
+    return math.gcd(spec.d_model, spec.intermediate_size, LARGEST_GROUP)
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def _header(head: bytes, path: Path) -> _Header:
         "position": {"kind": "rope", "theta": THETA},
         "tie_embeddings": bool(shared),
     }
-    spec = specification(options | fixed, WORDS, str(path))
+    spec = specification(options | fixed, WORDS, str(path), "the file is damaged, or no model: export it again")
     if version != QUANTIZED:
         return _Header(version, spec, None, needed)
     if group < 1 or spec.d_model % group or math.gcd(group, spec.intermediate_size) == 1:
@@ -203,16 +205,18 @@ def _packed(spec: ModelSpec, version: int, group: int) -> bytes:
     return (MAGIC + flags).ljust(HEADER_BYTES, b"\0")
 
 
+def _body(spec: ModelSpec, version: int) -> dict[str, tuple[int, ...]]:
+    """What follows the header, in its order, and the shape of each."""
+    shapes = expected_shapes(spec) | {TABLES: (2 * spec.max_seq_len, spec.head_dim // 2)}
+    return {name: shapes[name] for name in _names(spec, version)}
+
+
 def _names(spec: ModelSpec, version: int) -> Iterator[str]:
     for name in ORDERS[version]:
         if "*" in name:
             yield from (name.replace("*", str(layer)) for layer in range(spec.n_layers))
         elif name != "head.weight" or not spec.tie_embeddings:
             yield name
-
-
-def _shape(spec: ModelSpec, name: str) -> tuple[int, ...]:
-    return (2 * spec.max_seq_len, spec.head_dim // 2) if name == TABLES else llama_shape(spec, name)
 
 
 def _size(shape: tuple[int, ...], group: int | None) -> int:
@@ -222,7 +226,7 @@ def _size(shape: tuple[int, ...], group: int | None) -> int:
 
 
 def _check_size(header: _Header, path: Path, size: int) -> None:
-    body = sum(_size(_shape(header.spec, name), header.group) for name in _names(header.spec, header.version))
+    body = sum(_size(shape, header.group) for shape in _body(header.spec, header.version).values())
     if (missing := header.start + body - size) == 0:
         return
     what = f"it ends {missing} bytes early" if missing > 0 else f"it is {-missing} bytes too long"
@@ -298,30 +302,34 @@ def _float32(checkpoint: Checkpoint, codec: Codec | None, version: int) -> Codec
 
 def _int8(checkpoint: Checkpoint, codec: Codec | None) -> Codec:
     spec, origin = checkpoint.spec, checkpoint.origin
-    largest = group_size(spec)
-    if largest == 1:
-        raise UserError(
-            f"{origin}: no group divides both {spec.d_model} (dim) and {spec.intermediate_size} (hidden_dim), as "
-            "llama2.c's int8 needs: write version 1, or a .gguf"
-        )
-    if codec is None:
-        own = {
-            (tensor.codec.name, tensor.codec.group) for tensor in checkpoint.tensors.values() if len(tensor.shape) > 1
-        }
-        kind, group = own.pop() if len(own) == 1 else ("", 1)
-        fits = kind == "int8" and math.gcd(group, spec.d_model, spec.intermediate_size) == group
-        return parse_codec("int8", group if fits else largest)
-    if codec.name != "int8":
+    if codec is not None and codec.name != "int8":
         raise UserError(
             f"{origin}: version 2 of llama2.c's files holds int8, not {codec.name}: version 1 holds f32, a .gguf "
             "holds others"
         )
-    if not (codec.fits(spec.d_model) and codec.fits(spec.intermediate_size)):
+    group = _own_group(checkpoint) if codec is None else codec.group
+    largest = group_size(spec)
+    if group not in (None, 1) and math.gcd(group, spec.d_model, spec.intermediate_size) == group:
+        return parse_codec("int8", group)
+    if largest == 1:
         raise UserError(
-            f"{origin}: groups of {codec.group} do not divide both {spec.d_model} (dim) and {spec.intermediate_size} "
-            f"(hidden_dim), as llama2.c's runq needs: take groups of {largest}"
+            f"{origin}: no power of two divides both {spec.d_model} (dim) and {spec.intermediate_size} (hidden_dim): "
+            "write version 1, or a .gguf"
         )
-    return codec
+    if codec is not None:
+        raise UserError(
+            f"{origin}: groups of {group}: llama2.c's runq needs two weights or more in a group, and groups that "
+            f"divide both {spec.d_model} (dim) and {spec.intermediate_size} (hidden_dim): take groups of {largest}"
+        )
+    return parse_codec("int8", largest)
+
+
+def _own_group(checkpoint: Checkpoint) -> int | None:
+    """The group that all matrices have, where they are int8."""
+    matrices = (tensor for tensor in checkpoint.tensors.values() if len(tensor.shape) > 1)
+    own = {(tensor.codec.name, tensor.codec.group) for tensor in matrices}
+    kind, group = own.pop() if len(own) == 1 else ("", 1)
+    return group if kind == "int8" else None
 
 
 def _rotary_tables(spec: ModelSpec) -> Iterator[FloatArray]:

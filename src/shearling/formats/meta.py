@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shearling.data.tokenizers import Tokenizer, load_tokenizer
 from shearling.errors import UserError
 from shearling.formats.checkpoint import Checkpoint, StoredTensor
-from shearling.formats.specification import llama_shape, specification
+from shearling.formats.specification import expected_shapes, specification
 from shearling.formats.torch_archive import read_torch_archive
 from shearling.models.spec import ModelSpec
 
@@ -135,6 +135,7 @@ def read_meta(folder: Path) -> Checkpoint:
         },
         WORDS,
         str(folder / PARAMS),
+        "fetch the model's own",
     )
     return Checkpoint(
         spec=spec,
@@ -220,16 +221,17 @@ def _names(spec: ModelSpec) -> Iterator[tuple[str, str]]:
 
 
 def _joined(folder: Path, shards: list[Shard], spec: ModelSpec) -> Joined:
+    shapes = expected_shapes(spec)
     pieces, placed = {}, {"output.weight"}
     for module, their_module in _names(spec):
         ours, theirs = f"{module}.weight", f"{their_module}.weight"
-        found, wanted = _find(folder, shards, theirs), llama_shape(spec, ours)
+        found, wanted = _find(folder, shards, theirs), shapes[ours]
         by_columns = module.endswith(BY_COLUMNS) or (module == "embed" and found[0].shape[1:] != wanted[1:])
         if len(wanted) == 1:
             found = found[:1]
         if not _joins(found, int(by_columns), wanted):
-            shapes = " and ".join(str(list(piece.shape)) for piece in found)
-            raise UserError(f"{folder}: {theirs}: of shape {shapes}, and {PARAMS} asks for {list(wanted)} in all")
+            theirs_are = " and ".join(str(list(piece.shape)) for piece in found)
+            raise UserError(f"{folder}: {theirs}: of shape {theirs_are}, and {PARAMS} asks for {list(wanted)} in all")
         pieces[ours] = (found, int(by_columns))
         placed.add(theirs)
     stray = next((name for shard in shards for name in shard if not (name in placed or name.endswith(LEFT_OUT))), None)

@@ -21,7 +21,7 @@ from shearling.data.tokenizers import Tokenizer, load_tokenizer
 from shearling.errors import UserError
 from shearling.files import sha256_file
 from shearling.formats.checkpoint import Checkpoint, StoredTensor
-from shearling.formats.huggingface.parameters import expected_shapes
+from shearling.formats.specification import expected_shapes
 from shearling.formats.weights_file import read_weights, write_weights
 from shearling.models.placement_spec import LNSGainSpec, PreSpec
 from shearling.models.spec import ModelSpec
@@ -58,9 +58,12 @@ def read_run_folder(folder: Path, tokenizer: Path | None = None, *, warn: Callab
     _check_tensors(spec, tensors, weights)
     spec, tensors = _as_trained(spec, tensors, step)
     own = _load_tokenizer(tokenizer or folder / "tokenizer", state)
-    template, stop_ids = (_section(state, "converted").get(key) for key in ("chat_template", "stop_ids"))
+    converted = _section(state, "converted")
+    template, stop_ids = converted.get("chat_template"), converted.get("stop_ids")
+    # In training data each document has a beginning, which is BOS, and nothing at its end.
+    adds_bos = converted.get("adds_bos") if converted else True
     if not (isinstance(stop_ids, list) and stop_ids):
-        stop_ids = [own.bos_id] if own else []  # in training data documents only have a beginning
+        stop_ids = [own.bos_id] if own else []
     return Checkpoint(
         spec=spec,
         tensors=tensors,
@@ -69,6 +72,7 @@ def read_run_folder(folder: Path, tokenizer: Path | None = None, *, warn: Callab
         load_tokenizer=None if own is None else lambda: own,
         chat_template=template if isinstance(template, str) else None,
         stop_ids=tuple(token for token in stop_ids if isinstance(token, int)),
+        adds_bos=adds_bos if isinstance(adds_bos, bool) else None,
         notes={"name": config.get("name", folder.name), "step": step},
     )
 
@@ -209,7 +213,11 @@ def _state(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "progress": {"step": 0},
         "identity": {"tokenizer": checkpoint.tokenizer.sha256 if checkpoint.tokenizer else None},
-        "converted": {"stop_ids": list(checkpoint.stop_ids), "chat_template": checkpoint.chat_template},
+        "converted": {
+            "stop_ids": list(checkpoint.stop_ids),
+            "chat_template": checkpoint.chat_template,
+            "adds_bos": checkpoint.begins_with_bos,
+        },
     }
 
 

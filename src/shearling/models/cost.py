@@ -82,15 +82,17 @@ def training_flops_per_token(spec: ModelSpec, seq_len: int, predicted: float = 1
 
     6 for each matrix entry that a token meets, and attention's two products with the tokens it sees. The usual
     12·L·T·D of arXiv 2204.02311 (appendix B) counts the whole T×T square, which an encoder needs; causal attention
-    needs half of it, so 6·L·T·D are counted there, whether or not a kernel skips the other half. Norms, softmax and
-    the optimizer are left out, and so is what checkpoint_activations computes a second time.
+    needs half of it, so 6·L·T·D are counted there, whether or not a kernel skips the other half. Of a window of W < T
+    tokens, W - W²/2T are seen on average: 12·L·D·(W - W²/2T). Norms, softmax and the optimizer are left out, and so is
+    what checkpoint_activations computes a second time.
 
     Args:
         predicted: share of the positions that predict something; only those meet the head.
     """
     idle = round((1 - predicted) * spec.vocab_size * spec.d_model)
-    attention = (6 if spec.causal else 12) * spec.n_layers * seq_len * spec.d_model
-    return 6 * (parameters(spec).multiplied - idle) + attention
+    window = min(spec.sliding_window or seq_len, seq_len)
+    seen = window - window**2 / (2 * seq_len) if spec.causal else seq_len
+    return 6 * (parameters(spec).multiplied - idle) + round(12 * spec.n_layers * seen * spec.d_model)
 
 
 def kv_cache_bytes(spec: ModelSpec, tokens: int, bytes_per_value: int) -> int:

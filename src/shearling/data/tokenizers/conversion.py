@@ -6,6 +6,7 @@
 import json
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from shearling.data.tokenizers.llama2c import PRINTED_NAMES
 from shearling.data.tokenizers.model_file import MODEL_TYPES, model_file, packed
 from shearling.data.tokenizers.pieces import SPACE, Pieces, PieceType
 from shearling.data.tokenizers.sentence_piece import SentencePieceTokenizer
-from shearling.data.tokenizers.tokenizer_json import json_of, pieces_of_json, shell
+from shearling.data.tokenizers.tokenizer_json import bos_template, json_of, pieces_of_json, shell
 from shearling.errors import UserError
 
 __all__ = [
@@ -59,15 +60,25 @@ def tokenizer_of(pieces: Pieces, origin: str) -> Tokenizer:
     return _byte_level(pieces, origin) if pieces.kind == "byte-bpe" else _sentence_piece(pieces, origin)
 
 
-def to_tokenizer_json(tokenizer: Tokenizer) -> bytes:
-    """Content of a `tokenizer.json` that encodes and decodes as the tokenizer does; its template adds BOS if that does.
+def to_tokenizer_json(tokenizer: Tokenizer, *, adds_bos: bool | None = None) -> bytes:
+    """Content of a `tokenizer.json` that encodes and decodes as the tokenizer does.
+
+    Args:
+        adds_bos: whether its template puts BOS before a text; None: as the tokenizer's own file says.
 
     Raises:
         UserError: the `tokenizers` library cannot do what the tokenizer does.
     """
-    if isinstance(tokenizer, HuggingFaceTokenizer):
+    if adds_bos is None:
+        adds_bos = tokenizer.adds_bos
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        return _written(
+            tokenizer, "tokenizer.json", lambda pieces: _dumped(json_of(replace(pieces, adds_bos=adds_bos)))
+        )
+    if adds_bos == tokenizer.adds_bos:
         return tokenizer.serialized
-    return _written(tokenizer, "tokenizer.json", lambda pieces: _dumped(json_of(pieces)))
+    bos = bos_template(_name_of(tokenizer, tokenizer.bos_id), tokenizer.bos_id) if adds_bos else None
+    return _dumped({**tokenizer.canonical(), "post_processor": bos})
 
 
 def to_sentencepiece(tokenizer: Tokenizer) -> bytes:
@@ -91,7 +102,11 @@ def to_tokenizer_bin(tokenizer: Tokenizer) -> bytes:
 
 
 def tokenizer_config_json(
-    tokenizer: Tokenizer, chat_template: str | None = None, *, max_length: int | None = None
+    tokenizer: Tokenizer,
+    chat_template: str | None = None,
+    *,
+    max_length: int | None = None,
+    adds_bos: bool | None = None,
 ) -> bytes:
     """Content of the `tokenizer_config.json` with which `transformers.AutoTokenizer` takes `tokenizer.json` as it is.
 
@@ -99,12 +114,13 @@ def tokenizer_config_json(
 
     Args:
         max_length: tokens that the model takes.
+        adds_bos: whether BOS stands before a text; None: as the tokenizer's own file says.
     """
-    names = {index: name for name, index in tokenizer.special_ids.items()}
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": names[tokenizer.bos_id],
-        "eos_token": names[tokenizer.eos_id],
+        "bos_token": _name_of(tokenizer, tokenizer.bos_id),
+        "eos_token": _name_of(tokenizer, tokenizer.eos_id),
+        "add_bos_token": tokenizer.adds_bos if adds_bos is None else adds_bos,
         "clean_up_tokenization_spaces": False,
     }
     if max_length is not None:
@@ -112,6 +128,10 @@ def tokenizer_config_json(
     if chat_template is not None:
         config["chat_template"] = chat_template
     return json.dumps(config, ensure_ascii=False, indent=2).encode() + b"\n"
+
+
+def _name_of(tokenizer: Tokenizer, special: int) -> str:
+    return next(name for name, index in tokenizer.special_ids.items() if index == special)
 
 
 def _written(tokenizer: Tokenizer, file: str, write: Callable[[Pieces], bytes]) -> bytes:

@@ -33,7 +33,7 @@ def refusing(complaint: str) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # it raises Exception itself, and its panics are not even that
-        raise UserError(f"{complaint} ({error})") from error
+        raise UserError(f"{complaint} ({' '.join(str(error).split())})") from error
 
 
 class HuggingFaceTokenizer(Tokenizer):

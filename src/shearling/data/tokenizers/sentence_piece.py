@@ -50,7 +50,7 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             self._processor = SentencePieceProcessor(model_proto=serialized)
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"{origin}: not a SentencePiece model ({error})") from error
+            raise UserError(f"{origin}: not a SentencePiece model ({' '.join(str(error).split())})") from error
         if self._processor.bos_id() < 0:
             raise UserError(f"{origin}: this SentencePiece model has no BOS, which marks where a document begins")
         self.vocab_size = int(self._processor.get_piece_size())

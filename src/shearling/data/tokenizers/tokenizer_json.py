@@ -64,7 +64,7 @@ def shell(
         "added_tokens": list(added),
         "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer,
-        "post_processor": _template(pieces) if pieces.adds_bos and pieces.bos is not None else None,
+        "post_processor": _template_of(pieces) if pieces.adds_bos else None,
         "decoder": decoder,
         "model": model,
     }
@@ -83,9 +83,12 @@ def _added(index: int, pieces: Pieces) -> Json:
     return {"id": index, "content": pieces.texts[index], **plain, "normalized": not special, "special": special}
 
 
-def _template(pieces: Pieces) -> Json:
-    assert pieces.bos is not None
-    name = pieces.texts[pieces.bos]
+def _template_of(pieces: Pieces) -> Json | None:
+    return None if pieces.bos is None else bos_template(pieces.texts[pieces.bos], pieces.bos)
+
+
+def bos_template(name: str, bos: int) -> Json:
+    """The post-processor that puts the token `bos`, of that name, before a text."""
     first, second = (
         [{"SpecialToken": {"id": name, "type_id": place}}, {"Sequence": {"id": text, "type_id": place}}]
         for place, text in enumerate("AB")
@@ -94,7 +97,7 @@ def _template(pieces: Pieces) -> Json:
         "type": "TemplateProcessing",
         "single": first,
         "pair": first + second,
-        "special_tokens": {name: {"id": name, "ids": [pieces.bos], "tokens": [name]}},
+        "special_tokens": {name: {"id": name, "ids": [bos], "tokens": [name]}},
     }
 
 

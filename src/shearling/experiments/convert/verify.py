@@ -48,13 +48,18 @@ def check_kept(source: Checkpoint, result: Checkpoint) -> None:
     """Refuses a result that describes another model than its source.
 
     Raises:
-        UserError: an option differs, or a text's tokens.
+        UserError: an option differs, a text's tokens, or whether it begins with BOS.
     """
     changed = [option for option in GRAPH if not _alike(_option(source.spec, option), _option(result.spec, option))]
     if changed:
         raise UserError(f"{result.origin}: read back, its {', '.join(changed)} are not the source's: this format "
                         "cannot hold the model")  # fmt: skip
-    if source.tokenizer and result.tokenizer and not same_tokens(source.tokenizer, result.tokenizer):
+    if not (source.tokenizer and result.tokenizer):
+        return
+    if source.begins_with_bos != result.begins_with_bos:
+        how = "with" if result.begins_with_bos else "without"
+        raise UserError(f"{result.origin}: read back, its texts begin {how} BOS: this format cannot hold the model")
+    if not same_tokens(source.tokenizer, result.tokenizer):
         raise UserError(f"{result.origin}: read back, its tokenizer gives other tokens: this format cannot hold it")
 
 

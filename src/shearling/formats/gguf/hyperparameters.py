@@ -1,15 +1,14 @@
 """LLaMA's shape as GGUF's metadata, both ways."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from shearling.errors import UserError
 from shearling.formats.gguf.rope import read_scaling, write_scaling
-from shearling.formats.gguf.values import Metadata
+from shearling.formats.gguf.values import MEND, Metadata
+from shearling.formats.specification import specification
 from shearling.models.rope import inverse_frequencies
 from shearling.models.spec import ModelSpec, RoPESpec
 from shearling.quantization import FloatArray
@@ -29,6 +28,8 @@ _OPTIONAL = ("llama.attention.head_count_kv", "llama.attention.sliding_window")
 _EPSILON = "llama.attention.layer_norm_rms_epsilon"
 _THETA = "llama.rope.freq_base"
 _HEAD_SIZES = ("llama.rope.dimension_count", "llama.attention.key_length", "llama.attention.value_length")
+
+_WORDS = {ours: key for key, ours in _SIZES.items()} | {"norm.eps": _EPSILON, "position.theta": _THETA}
 
 _NEUTRAL: dict[str, tuple[float, ...]] = {
     "llama.expert_count": (0,),
@@ -72,7 +73,7 @@ def read_spec(metadata: Metadata, of_tensors: Mapping[str, Any], rope_factors: F
         "sliding_window": sizes.get("sliding_window") or None,
         "norm": {"kind": "rmsnorm", "eps": metadata.number(_EPSILON)},
     }
-    spec = _validated({**flat, "position": position}, metadata)
+    spec = specification({**flat, "position": position}, _WORDS, metadata.origin, MEND)
     for key in _HEAD_SIZES:
         if metadata.number(key, spec.head_dim) != spec.head_dim:
             raise metadata.inexpressible(
@@ -81,7 +82,8 @@ def read_spec(metadata: Metadata, of_tensors: Mapping[str, Any], rope_factors: F
     with np.errstate(all="ignore"):  # what is not finite is refused below
         scaling = read_scaling(metadata, spec, rope_factors)
         if scaling:
-            spec = _validated({**flat, "position": {**position, "scaling": scaling}}, metadata)
+            scaled = {**flat, "position": {**position, "scaling": scaling}}
+            spec = specification(scaled, _WORDS, metadata.origin, MEND)
         frequencies, factor = inverse_frequencies(spec)
     if not (np.isfinite(frequencies).all() and np.isfinite(factor)):
         raise UserError(f"{metadata.origin}: {_THETA}: rotations of this base and scaling are no numbers")
@@ -101,16 +103,3 @@ def write_spec(spec: ModelSpec) -> dict[str, int | float | str]:
         "llama.rope.dimension_count": spec.head_dim,
         **write_scaling(spec.position.scaling),
     }
-
-
-def _validated(flat: Mapping[str, Any], metadata: Metadata) -> ModelSpec:
-    try:
-        return ModelSpec.model_validate(flat, strict=True)
-    except ValidationError as error:
-        finding = error.errors(include_url=False)[0]
-    keys = {ours: key for key, ours in _SIZES.items()} | {"eps": _EPSILON, "theta": _THETA}
-    if finding["type"] == "value_error":
-        words = re.sub(r"\w+", lambda word: keys.get(word[0], word[0]), str(finding["ctx"]["error"]))
-        raise UserError(f"{metadata.origin}: {words}")
-    place = [str(part) for part in finding["loc"]]
-    raise metadata.wrong(keys.get(place[-1], ".".join(place)), finding["msg"].replace("Input should", "should"))

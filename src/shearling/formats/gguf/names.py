@@ -1,7 +1,5 @@
 """What GGUF calls LLaMA's tensors, and how it numbers the ways to store them (`gguf.constants`)."""
 
-from shearling.models.spec import ModelSpec
-
 KINDS = {
     0: "f32", 1: "f16", 30: "bf16", 28: "f64", 8: "q8_0", 2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 12: "q4_k",
     13: "q5_k", 14: "q6_k",
@@ -52,31 +50,3 @@ def gguf_name(name: str) -> str:
     _, layer, rest = name.split(".", 2)
     module, _, parameter = rest.rpartition(".")
     return f"blk.{layer}.{_MODULES[module]}.{parameter}"
-
-
-def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Our names of the tensors of LLaMA's graph, with their shapes, in the order in which they are needed."""
-    D, F, V = spec.d_model, spec.intermediate_size, spec.vocab_size
-    keys = spec.kv_heads * spec.head_dim
-    modules = {
-        "attention.norm": (D,),
-        "attention.branch.q_proj": (D, D),
-        "attention.branch.k_proj": (keys, D),
-        "attention.branch.v_proj": (keys, D),
-        "attention.branch.o_proj": (D, D),
-        "feedforward.norm": (D,),
-        "feedforward.branch.gate_proj": (F, D),
-        "feedforward.branch.up_proj": (F, D),
-        "feedforward.branch.down_proj": (D, F),
-    }
-    biased = {"attention.branch": spec.attention_bias, "feedforward.branch": spec.feedforward_bias}
-    shapes: dict[str, tuple[int, ...]] = {"embed.weight": (V, D)}
-    for layer in range(spec.n_layers):
-        for module, shape in modules.items():
-            shapes[f"layers.{layer}.{module}.weight"] = shape
-            if biased.get(module.rpartition(".")[0]):
-                shapes[f"layers.{layer}.{module}.bias"] = shape[:1]
-    shapes["final_norm.weight"] = (D,)
-    if not spec.tie_embeddings:
-        shapes["head.weight"] = (V, D)
-    return shapes

@@ -11,9 +11,10 @@ from shearling.errors import UserError
 from shearling.formats.checkpoint import Checkpoint, StoredTensor
 from shearling.formats.gguf.container import Container, TensorEntry, Value, read_container
 from shearling.formats.gguf.hyperparameters import ARCHITECTURE, read_spec
-from shearling.formats.gguf.names import KINDS, OTHER_KINDS, ROPE_FACTORS, gguf_name, tensor_shapes
-from shearling.formats.gguf.tokenizer import has_tokenizer, read_tokenizer, stop_ids
+from shearling.formats.gguf.names import KINDS, OTHER_KINDS, ROPE_FACTORS, gguf_name
+from shearling.formats.gguf.tokenizer import ADD_BOS, has_tokenizer, read_tokenizer, stop_ids
 from shearling.formats.gguf.values import Metadata
+from shearling.formats.specification import expected_shapes
 from shearling.quantization import CODECS
 
 
@@ -37,7 +38,7 @@ def read_gguf(path: Path) -> Checkpoint:
     factors = stored.pop(ROPE_FACTORS, None)
     spec = read_spec(metadata, _options(stored, embedding.shape[0]), factors.read() if factors else None)
     tensors = {}
-    for name, shape in tensor_shapes(spec).items():
+    for name, shape in expected_shapes(spec).items():
         theirs = gguf_name(name)
         if theirs not in stored:
             raise UserError(f"{path}: {theirs}: no such tensor: fetch the model again")
@@ -57,6 +58,7 @@ def read_gguf(path: Path) -> Checkpoint:
         load_tokenizer=partial(read_tokenizer, metadata, spec.vocab_size) if has_tokenizer(metadata) else None,
         chat_template=template or None,
         stop_ids=stop_ids(metadata, spec.vocab_size),
+        adds_bos=metadata.flag(ADD_BOS, False) if ADD_BOS in metadata.values else None,
         notes=_notes(container.metadata),
     )
 

@@ -24,7 +24,7 @@ _TOKENS = "tokenizer.ggml.tokens"
 _SCORES = "tokenizer.ggml.scores"
 _TYPES = "tokenizer.ggml.token_type"
 _MERGES = "tokenizer.ggml.merges"
-_ADD_BOS = "tokenizer.ggml.add_bos_token"
+ADD_BOS = "tokenizer.ggml.add_bos_token"
 _ADD_SPACE = "tokenizer.ggml.add_space_prefix"
 _BOS, _EOS, _UNKNOWN, _PAD, _END_OF_TURN, _END_OF_MESSAGE = (
     f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "unknown", "padding", "eot", "eom")
@@ -73,8 +73,13 @@ def read_tokenizer(metadata: Metadata, vocab_size: int) -> Tokenizer:
     return tokenizer_of(pieces, metadata.origin)
 
 
-def write_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> tuple[dict[str, Any], list[str]]:
+def write_tokenizer(
+    tokenizer: Tokenizer, vocab_size: int, adds_bos: bool | None = None
+) -> tuple[dict[str, Any], list[str]]:
     """The metadata that holds a tokenizer, with as many tokens as the model has rows, and what its user should know.
+
+    Args:
+        adds_bos: whether BOS stands before a text; None: as the tokenizer's own file says.
 
     Raises:
         UserError: GGUF, or llama.cpp, has no such tokenizer; the reason is given.
@@ -98,7 +103,7 @@ def write_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> tuple[dict[str, An
         _TOKENS: texts,
         _TYPES: [int(kind) for kind in pieces.types] + [int(PieceType.UNUSED)] * len(padding),
         **{key: index for key, index in ids.items() if index is not None},
-        _ADD_BOS: pieces.adds_bos,
+        ADD_BOS: pieces.adds_bos if adds_bos is None else adds_bos,
     }
     notes = list(pieces.notes)
     if pieces.kind == "bpe" and PieceType.USER_DEFINED in pieces.types:
@@ -189,7 +194,7 @@ def _read_llama(metadata: Metadata, texts: list[str], types: list[int]) -> Piece
         types=types,
         scores=_numbers(metadata, _SCORES, len(texts)),
         add_dummy_prefix=metadata.flag(_ADD_SPACE, True),
-        adds_bos=metadata.flag(_ADD_BOS, True),
+        adds_bos=metadata.flag(ADD_BOS, True),
     )
 
 
@@ -204,7 +209,7 @@ def _read_gpt2(metadata: Metadata, texts: list[str], types: list[int]) -> Pieces
         types=types,
         merges=_strings(metadata, _MERGES, MOST_MERGES * len(texts)),
         add_dummy_prefix=False,
-        adds_bos=metadata.flag(_ADD_BOS, pattern.adds_bos),
+        adds_bos=metadata.flag(ADD_BOS, pattern.adds_bos),
         pre_tokenizer=pattern.pre_tokenizer(),
         ignore_merges=pattern.ignore_merges,
     )

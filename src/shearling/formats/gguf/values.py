@@ -8,6 +8,8 @@ import numpy as np
 from shearling.errors import UserError
 from shearling.formats.gguf.container import Value
 
+MEND = "convert the model anew with llama.cpp"
+
 
 class Metadata:
     """Metadata that is asked for by key.
@@ -23,7 +25,7 @@ class Metadata:
 
     def wrong(self, key: str, what: str) -> UserError:
         """What is said of a value that cannot be right."""
-        return UserError(f"{self.origin}: {key}: {what}: convert the model anew with llama.cpp")
+        return UserError(f"{self.origin}: {key}: {what}: {MEND}")
 
     def inexpressible(self, key: str, why: str) -> UserError:
         """What is said of a value that means something else than our models can do."""

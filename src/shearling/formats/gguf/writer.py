@@ -14,9 +14,10 @@ from shearling.errors import UserError
 from shearling.formats.checkpoint import Checkpoint, StoredTensor
 from shearling.formats.gguf.container import ALIGNMENT
 from shearling.formats.gguf.hyperparameters import ARCHITECTURE, write_spec
-from shearling.formats.gguf.names import FILE_TYPES, KINDS, ROPE_FACTORS, gguf_name, tensor_shapes
+from shearling.formats.gguf.names import FILE_TYPES, KINDS, ROPE_FACTORS, gguf_name
 from shearling.formats.gguf.rope import rope_factors
 from shearling.formats.gguf.tokenizer import end_of_turn, without_tokenizer, write_tokenizer
+from shearling.formats.specification import expected_shapes
 from shearling.models.spec import ModelSpec, RoPESpec, YarnScalingSpec
 from shearling.quantization import CODECS, Codec
 
@@ -70,7 +71,7 @@ def write_gguf(
         notes.append("no tokenizer came with the model: llama.cpp will run it on ids alone")
         entries = without_tokenizer()
     else:
-        entries, known = write_tokenizer(tokenizer, checkpoint.spec.vocab_size)
+        entries, known = write_tokenizer(tokenizer, checkpoint.spec.vocab_size, checkpoint.adds_bos)
         notes += known
         entries |= end_of_turn(checkpoint.stop_ids, entries)
     if checkpoint.chat_template:
@@ -109,7 +110,7 @@ def _plan(checkpoint: Checkpoint, codec: Codec | None) -> tuple[list[Planned], l
     """All tensors in their order, and what their user should know of their codecs."""
     tensors = []
     changed: Counter[str] = Counter()
-    for name, shape in tensor_shapes(checkpoint.spec).items():
+    for name, shape in expected_shapes(checkpoint.spec).items():
         own = checkpoint.tensors[name].codec
         asked = codec or (own if own.name in NUMBERS else CODECS["f32"])
         chosen = CODECS["f32"] if len(shape) == 1 else asked if asked.fits(shape[-1]) else CODECS["f16"]

@@ -1,16 +1,11 @@
 """`config.json` to our specification, and back."""
 
-import json
-import re
-from collections.abc import Mapping
-
-from pydantic import ValidationError
-
 from shearling.config import differences, flatten
 from shearling.errors import UserError
 from shearling.formats.huggingface.families import FAMILIES, REFUSED_OF_ALL, SEGMENTS, Family
-from shearling.formats.huggingface.options import Options, nested, shown
+from shearling.formats.huggingface.options import Options, nested
 from shearling.formats.huggingface.rope import rope_options
+from shearling.formats.specification import shown, specification
 from shearling.models.placement_spec import LNSGainSpec, PreSpec
 from shearling.models.spec import ModelSpec, RoPESpec
 
@@ -60,29 +55,12 @@ def spec_of(family: Family, config: Options, head: bool, origin: str) -> ModelSp
         flat[ours] = value
     if not head:
         flat["tie_embeddings"] = True
-    try:  # strict, so that `true` is no 1; from JSON, as all configs are
-        spec = ModelSpec.model_validate_json(json.dumps(nested(flat)), strict=True)
-    except ValidationError as error:
-        raise UserError(f"{origin}: {_in_their_words(options, error)}") from None
+    words = {ours: theirs for theirs, ours in reversed(options.items())}  # of several keys for one option the first
+    spec = specification(nested(flat), words, origin)
     if config.get("head_dim") not in (None, spec.head_dim):
         raise UserError(f"{origin}: head_dim: {shown(config['head_dim'])} cannot be expressed: all heads together are "
                         f"as wide as the model here, {spec.head_dim} each")  # fmt: skip
     return spec
-
-
-def _in_their_words(options: Mapping[str, str], error: ValidationError) -> str:
-    """The first thing that does not fit, under the key of their config."""
-    finding = error.errors(include_url=False)[0]
-    place = [str(part) for part in finding["loc"]]
-    if finding["type"] == "value_error":
-        words = {ours.rpartition(".")[2]: key for key, ours in options.items()}
-        return re.sub(r"\w+", lambda word: words.get(word[0], word[0]), str(finding["ctx"]["error"]))
-    # Between a section and its key stands the section's kind.
-    fitting = [
-        key for key, ours in options.items() if ours.split(".")[-1] == place[-1] and {*ours.split(".")} <= {*place}
-    ]
-    message = finding["msg"].replace("Input should", "should")
-    return f"{fitting[0] if fitting else 'a value'}: {message}, not {shown(finding['input'])}"
 
 
 def config_of(spec: ModelSpec, origin: str) -> tuple[Family, Options]:

@@ -58,9 +58,3 @@ def nested(flat: Options) -> Options:
             place = place.setdefault(section, {})
         place[key] = value
     return found
-
-
-def shown(value: Any) -> str:
-    """A value as JSON, cut to a length that messages can take."""
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -9,7 +9,7 @@ from pathlib import Path
 from shearling.formats.checkpoint import Checkpoint
 from shearling.formats.huggingface.config import family_of, spec_of
 from shearling.formats.huggingface.options import read_json
-from shearling.formats.huggingface.texts import CONFIG, chat_template, stop_ids, tokenizer_loader
+from shearling.formats.huggingface.texts import CONFIG, adds_bos, chat_template, stop_ids, tokenizer_loader
 from shearling.formats.huggingface.weights import FolderTensors, weights_of
 
 
@@ -37,4 +37,5 @@ def read_huggingface(folder: Path) -> Checkpoint:
         load_tokenizer=tokenizer_loader(folder),
         chat_template=chat_template(folder),
         stop_ids=stop_ids(folder, given, spec.vocab_size),
+        adds_bos=adds_bos(folder),
     )

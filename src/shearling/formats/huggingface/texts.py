@@ -7,7 +7,8 @@ from typing import Any
 
 from shearling.data.tokenizers import Tokenizer, load_tokenizer
 from shearling.errors import UserError
-from shearling.formats.huggingface.options import Options, is_text, read_json, read_text, shown
+from shearling.formats.huggingface.options import Options, is_text, read_json, read_text
+from shearling.formats.specification import shown
 
 CONFIG, GENERATION, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
@@ -36,6 +37,19 @@ def stop_ids(folder: Path, config: Options, vocab_size: int) -> tuple[int, ...]:
     if not all(type(token) is int for token in ids):
         raise UserError(f"{file}: eos_token_id: should be a token or a list of tokens, not {shown(given)}")
     return tuple(dict.fromkeys(token for token in ids if 0 <= token < vocab_size))  # no other is ever drawn
+
+
+def adds_bos(folder: Path) -> bool | None:
+    """Whether BOS stands before a text, where the tokenizer's options say so.
+
+    Raises:
+        UserError: it is no truth value.
+    """
+    file = folder / TOKENIZER_CONFIG
+    given = read_json(file).get("add_bos_token") if file.is_file() else None
+    if not isinstance(given, bool | None):
+        raise UserError(f"{file}: add_bos_token: should be true or false, not {shown(given)}")
+    return given
 
 
 def chat_template(folder: Path) -> str | None:

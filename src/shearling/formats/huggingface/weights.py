@@ -11,9 +11,9 @@ import numpy as np
 from shearling.errors import UserError
 from shearling.formats.checkpoint import StoredTensor
 from shearling.formats.huggingface.families import SEGMENTS, Family
-from shearling.formats.huggingface.options import Options, read_json, shown
-from shearling.formats.huggingface.parameters import expected_shapes
+from shearling.formats.huggingface.options import Options, read_json
 from shearling.formats.safetensors import SafetensorsFile, named, open_safetensors
+from shearling.formats.specification import expected_shapes, shown
 from shearling.models.spec import ModelSpec
 from shearling.quantization import CODECS
 

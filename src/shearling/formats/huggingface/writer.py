@@ -15,11 +15,11 @@ from shearling.formats.checkpoint import Checkpoint, StoredTensor
 from shearling.formats.huggingface.config import config_of
 from shearling.formats.huggingface.families import Family
 from shearling.formats.huggingface.options import Options
-from shearling.formats.huggingface.parameters import expected_shapes
 from shearling.formats.huggingface.texts import CONFIG, GENERATION, TOKENIZER_CONFIG
 from shearling.formats.huggingface.weights import INDEX, SINGLE, grouped, is_turned
 from shearling.formats.safetensors import DTYPES as NUMPY
 from shearling.formats.safetensors import write_safetensors
+from shearling.formats.specification import expected_shapes
 from shearling.models.spec import ModelSpec
 from shearling.quantization import CODECS, Codec, Part
 
@@ -192,9 +192,12 @@ def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     tokenizer = checkpoint.tokenizer
     return {
         tokenizer.file_name: tokenizer.serialized,
-        "tokenizer.json": to_tokenizer_json(tokenizer),
+        "tokenizer.json": to_tokenizer_json(tokenizer, adds_bos=checkpoint.adds_bos),
         TOKENIZER_CONFIG: tokenizer_config_json(
-            tokenizer, checkpoint.chat_template, max_length=checkpoint.spec.max_seq_len
+            tokenizer,
+            checkpoint.chat_template,
+            max_length=checkpoint.spec.max_seq_len,
+            adds_bos=checkpoint.adds_bos,
         ),
     }
 
