@@ -1,6 +1,7 @@
 """The engine of compiled kernels."""
 
 import os
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shearling.engine.kernels.compiling import kernel
+from shearling.engine.kernels.compiling import are_compiled, kernel
 from shearling.engine.kernels.crew import Crew
 from shearling.engine.kernels.forward import IN_A_SET, PLAN
 from shearling.engine.kernels.layers import CACHE, KEPT
@@ -26,6 +27,9 @@ TOKENS_AT_ONCE = 128
 """Tokens of a text that pass through the model together: their vectors stay in the cache beside a tile of weights."""
 
 ALIGNMENT = 64
+PAGES_HELD = 1 << 20
+"""Bytes of a file that stay in memory beside what was packed of them."""
+
 TIMES_AT_ONCE = 256
 
 
@@ -52,6 +56,8 @@ class FastEngine(Engine):
             raise UserError(f"kv: {kv!r} is no way to keep keys and values: {', '.join(KEPT)}")
         if context is not None and not 0 < context <= spec.max_seq_len:
             raise UserError(f"context: {context}: the model takes 1 to {spec.max_seq_len} tokens")
+        if not are_compiled():
+            print("compiling the kernels for this processor, once: ten seconds or so", file=sys.stderr, flush=True)
         self.spec = spec
         self.context = context or spec.max_seq_len
         self.kv = kv
@@ -226,7 +232,8 @@ class _Room:
 
 def _pack(checkpoint: Checkpoint) -> Packed:
     packed, tensors = Packed(), checkpoint.tensors
-    pages = PagesHeld(tensors.values())
+    pages = PagesHeld(tensors.values(), PAGES_HELD)
+    pages.count(PAGES_HELD + 1)  # what the reader has looked through
     for layer in range(checkpoint.spec.n_layers):
         for part in ("attention.branch.q", "attention.branch.k", "attention.branch.v", "attention.branch.o",
                      "feedforward.branch.gate", "feedforward.branch.up", "feedforward.branch.down"):  # fmt: skip

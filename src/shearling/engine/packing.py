@@ -18,7 +18,7 @@ IN_PLACE = ("f32", "f16", "bf16")
 FOUR_BITS = {"q4_0": 8, "q4_1": 0, "q4_k": 0, "int4": 0}
 """Codecs whose values fit into a nibble, and what makes those unsigned; those of all others are signed bytes."""
 
-TILES_AT_ONCE = 64
+TILES_AT_ONCE = 16
 
 Bytes = npt.NDArray[np.uint8]
 

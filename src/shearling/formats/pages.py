@@ -17,15 +17,15 @@ class PagesHeld:
     memory, or in a map that can be written to, stay as they are.
     """
 
-    def __init__(self, tensors: Collection[StoredTensor]) -> None:
+    def __init__(self, tensors: Collection[StoredTensor], at_most: int = BYTES_HELD) -> None:
         parts = [part for tensor in tensors for part in tensor.parts]
         self._maps = {id(found): found for part in parts if (found := _map_behind(part)) is not None}
-        self._bytes = 0
+        self._bytes, self._at_most = 0, at_most
 
     def count(self, n_bytes: int) -> None:
         """So many bytes were read since this was last called."""
         self._bytes += n_bytes
-        if self._bytes > BYTES_HELD:
+        if self._bytes > self._at_most:
             self._bytes = 0
             for found in self._maps.values():
                 found.madvise(mmap.MADV_DONTNEED)

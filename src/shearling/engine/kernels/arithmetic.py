@@ -2,10 +2,8 @@
 
 from typing import Any
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
-from numba.core import config
 
 from shearling.engine.kernels.vectors import (
     BYTES,
@@ -17,6 +15,7 @@ from shearling.engine.kernels.vectors import (
     bytes_,
     call_llvm,
     constant,
+    features,
     floats,
     ints,
     operation,
@@ -149,23 +148,16 @@ def exp(builder: Any, x: Any) -> Any:
     return builder.select(builder.fcmp_ordered("<", x, constant(FLOATS, -87.3)), constant(FLOATS, 0.0), scaled)
 
 
-def _features() -> Any:
-    """What the processor that numba compiles for can do."""
-    if config.CPU_FEATURES is not None:
-        return {name.lstrip("+"): name.startswith("+") for name in config.CPU_FEATURES.split(",") if name}
-    return llvm.get_host_cpu_features() if config.CPU_NAME is None else {}
-
-
 @operation(ints, ints, bytes_, bytes_)
 def dot4(builder: Any, sums: Any, unsigned: Any, signed: Any) -> Any:
     """In each lane the sum, and four products of an unsigned and a signed byte; exact.
 
     One instruction where the processor has AVX-512 VNNI or AVX-VNNI, plain arithmetic elsewhere.
     """
-    features = _features()
-    if features.get("avx512vnni") and features.get("avx512f"):
+    has = features().get
+    if has("avx512vnni") and has("avx512f"):
         return call_llvm(builder, "llvm.x86.avx512.vpdpbusd.512", INTS, [sums, unsigned, signed])
-    if features.get("avxvnni"):
+    if has("avxvnni"):
         return _in_halves(builder, sums, unsigned, signed)
     pairs = ir.VectorType(ir.IntType(16), 4 * LANES)
     products = builder.mul(builder.zext(unsigned, pairs), builder.sext(signed, pairs))

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import from_dtype, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from shearling.engine.kernels.vectors import LONG, call_llvm, operation
+from shearling.engine.kernels.vectors import LONG, X86, call_llvm, operation
 
 
 @operation(types.int64, types.int64, types.int64)
@@ -32,7 +31,7 @@ def atomic_store(builder: Any, address: Any, value: Any) -> Any:
 @operation(types.void)
 def pause(builder: Any) -> Any:
     """Tell the processor that this is a loop that waits."""
-    if llvm.get_process_triple().startswith(("x86_64", "i686")):
+    if X86:
         call_llvm(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
 
 

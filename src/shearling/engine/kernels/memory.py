@@ -15,11 +15,11 @@ from shearling.engine.kernels.vectors import (
     BYTES,
     FLOAT,
     FLOATS,
-    HALF,
     INTS,
     LANES,
     LONG,
     WORD,
+    X86,
     Pointer,
     bf16_at,
     bytes_,
@@ -28,6 +28,7 @@ from shearling.engine.kernels.vectors import (
     constant,
     f16_at,
     f32_at,
+    features,
     floats,
     i8_at,
     ints,
@@ -64,10 +65,28 @@ def _widened(builder: Any, value: Any, kind: Pointer) -> Any:
     if kind is f32_at:
         return value
     if kind is f16_at:
-        return builder.fpext(value, target)
+        return (
+            builder.fpext(value, target)
+            if features().get("f16c", not X86)
+            else _from_half(builder, value, target, word)
+        )
     if kind is bf16_at:
         return builder.bitcast(builder.shl(builder.zext(value, word), constant(word, 16)), target)
     return builder.sitofp(value, target)
+
+
+def _from_half(builder: Any, value: Any, target: Any, word: Any) -> Any:
+    """fp16 as fp32 by arithmetic, for processors that have no instruction for it: LLVM would call a library."""
+    short = ir.IntType(16) if word is WORD else ir.VectorType(ir.IntType(16), LANES)
+    bits = builder.zext(builder.bitcast(value, short), word)
+    rest = builder.and_(bits, constant(word, 0x7FFF))
+    # Exponent and fraction in their new places are 2^112 too small; an infinity or a NaN keeps its full exponent.
+    scaled = builder.fmul(builder.bitcast(builder.shl(rest, constant(word, 13)), target), constant(target, 2.0**112))
+    endless = builder.icmp_unsigned(">=", rest, constant(word, 0x7C00))
+    full = builder.or_(builder.bitcast(scaled, word), constant(word, 0x7F800000))
+    magnitude = builder.select(endless, full, builder.bitcast(scaled, word))
+    sign = builder.shl(builder.and_(bits, constant(word, 0x8000)), constant(word, 16))
+    return builder.bitcast(builder.or_(magnitude, sign), target)
 
 
 def place_of(builder: Any, address: Any, index: Any, kind: Pointer, lanes: int | None) -> Any:
@@ -125,7 +144,7 @@ def number(typing_context, pointer, index):  # type: ignore[no-untyped-def]  # n
 
 @intrinsic
 def put(typing_context, pointer, index, value):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Store one number; int8 and bf16 are rounded to nearest, ties to even."""
+    """Store one number as fp32, bf16 or int8, rounded to nearest, ties to even."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         kind = signature.args[0]
@@ -140,8 +159,6 @@ def put(typing_context, pointer, index, value):  # type: ignore[no-untyped-def] 
 def _narrowed(builder: Any, value: Any, kind: Pointer) -> Any:
     if kind is f32_at:
         return value
-    if kind is f16_at:
-        return builder.fptrunc(value, HALF)
     if kind is i8_at:
         return builder.trunc(builder.fptosi(call_llvm(builder, "llvm.rint.f32", FLOAT, [value]), WORD), BYTE)
     bits = builder.bitcast(value, WORD)

@@ -156,8 +156,10 @@ def one_tile(values: Any, scales: Any, minimums: Any, m: Any, tile: int, x: Any,
 
 
 @part
-def two_tiles(values: Any, scales: Any, minimums: Any, m: Any, tile: int, x: Any, token: int, out: Any) -> None:
-    """Two tiles' rows times two vectors."""
+def two_tiles(values: Any, scales: Any, minimums: Any, m: Any, tile: int, x: Any, token: int, n: int, out: Any) -> None:
+    """Two tiles' rows times two vectors; meanwhile this pair's part of the next two tiles is fetched."""
+    pair, pairs = token // 2, n // 2
+    begins, ends = pair * x.blocks // pairs, (pair + 1) * x.blocks // pairs
     each, offset = m.blocks_per_scale, splat_int(np.int32(-m.offset))
     groups = x.blocks // each
     a, b, group = tile * x.blocks, (tile + 1) * x.blocks, tile * groups
@@ -168,7 +170,7 @@ def two_tiles(values: Any, scales: Any, minimums: Any, m: Any, tile: int, x: Any
         scale_a, scale_b = load(scales, group * LANES), load(scales, (group + groups) * LANES)
         for block in range(begin, begin + each):
             other = block + x.blocks
-            if token == 0:
+            if begins <= block < ends:
                 fetch(values, b + x.blocks + block)
                 fetch(values, b + 2 * x.blocks + block)
             ax, bx, ay, by = dot_blocks(
@@ -203,7 +205,7 @@ def tiles(values: Any, scales: Any, minimums: Any, m: Any, units: Any, x: Any, n
         token = 0
         if together == 2:
             while token + 2 <= n:
-                two_tiles(values, scales, minimums, m, tile, x, token, out)
+                two_tiles(values, scales, minimums, m, tile, x, token, n, out)
                 token += 2
         while token < n:
             one_tile(values, scales, minimums, m, tile, x, token, out)

@@ -7,12 +7,15 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import intrinsic, models, register_model
 
 LANES = 16
+
+X86 = llvm.get_process_triple().startswith(("x86_64", "i686"))
 
 BYTE, WORD, LONG, FLOAT, HALF = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.HalfType()
 
@@ -92,3 +95,10 @@ def operation(result: types.Type, *arguments: types.Type) -> Callable[[Callable[
         return intrinsic(typed)
 
     return make
+
+
+def features() -> Any:
+    """What the processor that numba compiles for can do."""
+    if config.CPU_FEATURES is not None:
+        return {name.lstrip("+"): name.startswith("+") for name in config.CPU_FEATURES.split(",") if name}
+    return llvm.get_host_cpu_features() if config.CPU_NAME is None else {}

@@ -58,7 +58,7 @@ def convert(
         tokenizer: to take in place of the source's.
         data: a prepared data folder, or a text file: perplexity on a sample of it, before and after.
         overwrite: replace a model that is at `dest`.
-        engine: runs models of LLaMA's graph; others run in PyTorch.
+        engine: compares the logits of models in LLaMA's graph; others are compared in PyTorch.
 
     Returns:
         Figures: what was written, bytes, bits per weight, differences.
@@ -80,7 +80,7 @@ def convert(
     with draft_of(dest) as draft:
         notes = _write(plan, model, draft)
         result = replace(_read_back(plan, draft), origin=str(dest))
-        figures = _compare(model, result, engine, say) | _perplexities(model, result, sample, engine, say)
+        figures = _compare(model, result, engine, say) | _perplexities(model, result, sample, say)
         figures["file_bytes"] = _size(draft)
     if plan.format.tokenizer_apart:
         notes += put_beside(dest, model, overwrite)
@@ -159,13 +159,13 @@ def _compare(model: Checkpoint, result: Checkpoint, engine: EngineFactory, say: 
     }
 
 
-def _perplexities(
-    model: Checkpoint, result: Checkpoint, sample: list[int], engine: EngineFactory, say: Say
-) -> dict[str, Any]:
+def _perplexities(model: Checkpoint, result: Checkpoint, sample: list[int], say: Say) -> dict[str, Any]:
     if not sample:
         return {}
+    from shearling.engine.fast import FastEngine  # which holds a whole model, and is quick
+
     say("measuring perplexity")
-    before, after = (perplexity(engine(checkpoint), sample) for checkpoint in (model, result))
+    before, after = (perplexity(FastEngine(checkpoint), sample) for checkpoint in (model, result))
     change = 100 * (after / before - 1)
     return {"perplexity": {"tokens": len(sample), "source": before, "result": after, "change_percent": change}}
 
