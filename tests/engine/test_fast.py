@@ -1,5 +1,7 @@
 """The compiled engine computes what the PyTorch model computes, whatever it is fed with."""
 
+import os
+import signal
 import time
 
 import numpy as np
@@ -163,9 +165,53 @@ def test_an_engine_that_slept_wakes_again():
         np.testing.assert_array_equal(session.feed([1, 2]), before)
 
 
+def test_interrupts_at_any_moment_leave_the_engine_whole():
+    """Ctrl-C comes between the announcement of a pass and its end: no thread may be left behind in it."""
+    engine = FastEngine(stored(torch_model()), threads=2)
+    expected_logits = engine.session().feed_for_all_logits(TOKENS)
+    session, interrupted = engine.session(), 0
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for number in range(300):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-5 * (1 + number % 40))
+                for token in TOKENS:
+                    session.feed([token])
+                    session.rewind(0)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                interrupted += 1
+                session.lengths[0] = 0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > 100
+    np.testing.assert_array_equal(engine.session().feed_for_all_logits(TOKENS), expected_logits)
+
+
+def test_a_forked_process_gets_threads_of_its_own():
+    engine = FastEngine(stored(torch_model()), threads=2)
+    expected_logits = engine.session().feed(TOKENS)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        os._exit(0 if np.array_equal(engine.session().feed(TOKENS), expected_logits) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"kv": "int3"}, "int3"), ({"context": 161}, "161"), ({"context": 0}, "0")],
+    [
+        ({"kv": "int3"}, "int3"),
+        ({"context": 161}, "161"),
+        ({"context": 0}, "0"),
+        ({"threads": 0}, "0"),
+        ({"threads": 10**8}, "100000000"),
+    ],
 )
 def test_what_does_not_fit_is_refused(options, words):
     with pytest.raises(UserError, match=words):

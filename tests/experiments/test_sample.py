@@ -349,7 +349,7 @@ class TestAHuggingFaceFolder:
     def test_whose_tokenizer_has_tokens_that_the_model_has_not_is_refused(self, llama, folder):
         llama.resize_token_embeddings(8)
         llama.save_pretrained(folder)
-        with pytest.raises(UserError, match=r"its tokenizer gives token .* and the model has 8"):
+        with pytest.raises(UserError, match="and the model only 8"):
             written(folder)
 
     def test_without_a_tokenizer_is_refused_until_one_is_named(self, llama, folder, tmp_path):

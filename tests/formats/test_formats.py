@@ -4,10 +4,12 @@ import shutil
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from shearling.data.tokenizers import load_tokenizer
 from shearling.errors import UserError
 from shearling.formats import FORMATS, format_of, open_checkpoint
 from shearling.quantization import CODECS, GROUPED
@@ -112,3 +114,10 @@ def test_opening_a_model_loads_nothing_heavy(stories):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert not {"torch", "transformers", "gguf", "scipy", "matplotlib"} & set(done.stdout.split())
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(assets):
+    checkpoint = open_checkpoint(assets / "models" / "stories260K.bin", assets / "tokenizers" / "tok512" / "tok512.bin")
+    other = replace(checkpoint, load_tokenizer=lambda: load_tokenizer(assets / "tokenizers" / "llama2"))
+    with pytest.raises(UserError, match="32000 tokens, and the model only 512"):
+        _ = other.tokenizer

@@ -117,7 +117,7 @@ class Model:
         tokens = self.tokenizer.encode(prompt)
         if not tokens or self._checkpoint.begins_with_bos:
             tokens = [self.tokenizer.bos_id, *tokens]
-        return self._checked(tokens)
+        return tokens
 
     def generate(
         self,
@@ -193,15 +193,9 @@ class Model:
         self, messages: Sequence[Message], sampling: Sampling, limit: int | None, stop: str | Sequence[str] = ()
     ) -> Generation:
         """As `stream_chat`, with its figures. What the last call read and this one begins with is not read again."""
-        tokens = self._checked(self.template.tokens(messages, self.tokenizer))
+        tokens = self.template.tokens(messages, self.tokenizer)
         drawn = self._drawn(tokens, sampling, limit, self.stop_ids | {self.tokenizer.eos_id}, afresh=False)
         return Generation(drawn, self.tokenizer.stream_decoder(), _several(stop))
-
-    def _checked(self, tokens: list[int]) -> list[int]:
-        if max(tokens) >= self.spec.vocab_size:
-            raise UserError(f"{self.origin}: its tokenizer gives token {max(tokens)}, and the model has "
-                            f"{self.spec.vocab_size}: they belong to different models")  # fmt: skip
-        return tokens
 
     def _drawn(
         self, prompt: Sequence[int], sampling: Sampling, limit: int | None, stop_ids: frozenset[int], *, afresh: bool

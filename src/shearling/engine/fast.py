@@ -31,6 +31,8 @@ PAGES_HELD = 1 << 20
 """Bytes of a file that stay in memory beside what was packed of them."""
 
 TIMES_AT_ONCE = 256
+THREADS_A_CORE = 4
+"""More only wait for one another."""
 
 
 class FastEngine(Engine):
@@ -54,6 +56,9 @@ class FastEngine(Engine):
             raise UserError(f"{checkpoint.origin}: the engine runs LLaMA's graph, which lacks {', '.join(beyond)}")
         if kv not in KEPT:
             raise UserError(f"kv: {kv!r} is no way to keep keys and values: {', '.join(KEPT)}")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if threads is not None and not 1 <= threads <= THREADS_A_CORE * cores:
+            raise UserError(f"threads: {threads}: there are {cores} cores: take 1 to {THREADS_A_CORE * cores}")
         if context is not None and not 0 < context <= spec.max_seq_len:
             raise UserError(f"context: {context}: the model takes 1 to {spec.max_seq_len} tokens")
         if not are_compiled():
@@ -61,7 +66,7 @@ class FastEngine(Engine):
         self.spec = spec
         self.context = context or spec.max_seq_len
         self.kv = kv
-        self.threads = threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
+        self.threads = threads or cores
         self.packed = _pack(checkpoint)
         self._room = _Room()
         self._lock = threading.Lock()

@@ -110,7 +110,7 @@ def generate_tokens(
             return "stop"
         yield token
         drawn += 1
-        if drawn == limit or len(transcript.tokens) == transcript.session.context:
+        if (limit is not None and drawn >= limit) or len(transcript.tokens) == transcript.session.context:
             return "length"
         logits_V = transcript.append(token)
 

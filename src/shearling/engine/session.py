@@ -80,7 +80,7 @@ class Session(ABC):
         """The same of one token in each of several sequences: (B, V)."""
 
     def _check(self, tokens: Sequence[int], sequence: int) -> None:
-        if not tokens:
+        if len(tokens) == 0:
             raise UserError("no tokens to go on from: give at least one")
         if (wrong := next((token for token in tokens if not 0 <= token < self.vocab_size), None)) is not None:
             raise UserError(f"token {wrong}: the model's vocabulary has {self.vocab_size}: the tokenizer is another's")

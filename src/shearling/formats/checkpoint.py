@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from shearling.data.tokenizers.base import Tokenizer
+from shearling.errors import UserError
 from shearling.models.spec import ModelSpec
 from shearling.quantization import CODECS, Codec, FloatArray, Part, Parts
 
@@ -97,8 +98,18 @@ class Checkpoint:
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer that came with the model."""
-        return self.load_tokenizer() if self.load_tokenizer else None
+        """The tokenizer that came with the model.
+
+        Raises:
+            UserError: it is damaged, or has more tokens than the model.
+        """
+        tokenizer = self.load_tokenizer() if self.load_tokenizer else None
+        if tokenizer is not None and tokenizer.vocab_size > self.spec.vocab_size:
+            raise UserError(
+                f"{self.origin}: its tokenizer has {tokenizer.vocab_size} tokens, and the model only "
+                f"{self.spec.vocab_size}: they belong to different models"
+            )
+        return tokenizer
 
     @property
     def begins_with_bos(self) -> bool | None:

@@ -41,8 +41,11 @@ def _prepared(data: Path, tokenizer: Tokenizer, n_tokens: int) -> list[int]:
 
 
 def _text(data: Path, tokenizer: Tokenizer) -> list[int]:
-    with data.open("rb") as file:
-        text = file.read(BYTES_READ).decode("utf-8", "ignore")
+    try:
+        with data.open("rb") as file:
+            text = file.read(BYTES_READ).decode("utf-8", "ignore")
+    except OSError as error:
+        raise UserError(f"{data}: cannot be read ({error.strerror}): give a text or a folder of `prepare`") from None
     return [tokenizer.bos_id, *tokenizer.encode(text)]
 
 
