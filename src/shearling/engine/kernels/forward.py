@@ -15,7 +15,7 @@ from shearling.engine.kernels.records import MATRIX, VECTORS, matrix_at, vectors
 from shearling.engine.kernels.vectors import LANES
 
 Q, K, V, O, GATE, UP, DOWN = range(7)  # noqa: E741 (the field's name)
-IN_A_LAYER = 7
+IN_A_LAYER, HEAD = 7, 1
 """A layer's matrices, in the order they are listed; the embedding and the head follow those of all layers."""
 
 NORMED, MIXED, HIDDEN = range(3)
@@ -224,7 +224,7 @@ def feedforward(plan: Any, layer: int, thread: int) -> None:
     meet(plan, thread, first + DOWN)
     quantize_all(plan, hidden, thread, first + DOWN)
     multiply(plan, first + DOWN, h, n, plan.stream, plan.stride, 1, thread)
-    meet(plan, thread, first + IN_A_LAYER + (Q if layer + 1 < plan.n_layers else 1))
+    meet(plan, thread, first + IN_A_LAYER + (Q if layer + 1 < plan.n_layers else HEAD))
 
 
 @part
@@ -237,8 +237,8 @@ def head(plan: Any, thread: int) -> None:
     else:
         for end in range(thread, n, plan.threads):
             normed(plan, 2 * plan.n_layers, vectors_at(x), end, whole(plan.ends, end))
-        meet(plan, thread, plan.n_layers * IN_A_LAYER + 1)
-    multiply(plan, plan.n_layers * IN_A_LAYER + 1, x, n, plan.logits, plan.logit_stride, 0, thread)
+        meet(plan, thread, plan.n_layers * IN_A_LAYER + HEAD)
+    multiply(plan, plan.n_layers * IN_A_LAYER + HEAD, x, n, plan.logits, plan.logit_stride, 0, thread)
     meet(plan, thread, Q)
 
 

@@ -130,9 +130,9 @@ def _codec(kind: str, dtype: str | None, quantize: str | None, group_size: int |
         codec = CODECS[DTYPES[dtype]]
     elif quantize is not None:
         name = quantize.lower()
-        codec = parse_codec(LLAMA2C_NAMES.get(name, name) if kind == "llama2c" else name, group_size)
-        if codec.name not in QUANTIZED:
+        if name not in (*QUANTIZED, *LLAMA2C_NAMES):
             raise UserError(f"--quantize {quantize}: one of {', '.join(QUANTIZED)}; for floats there is --dtype")
+        codec = parse_codec(LLAMA2C_NAMES.get(name, name) if kind == "llama2c" else name, group_size)
     else:
         return None
     known = FORMATS[kind]
