@@ -27,7 +27,7 @@ class TestRefusals:
             ("a.gguf", {"dtype": "f16", "quantize": "q8_0"}, "give one"),
             ("a.gguf", {"dtype": "q8_0"}, "--dtype q8_0: one of f32, f16, bf16"),
             ("a.gguf", {"quantize": "f16"}, "--quantize f16: one of .*; for floats there is --dtype"),
-            ("a.gguf", {"quantize": "q9"}, "no codec is called 'q9'"),
+            ("a.gguf", {"quantize": "q9"}, "--quantize q9: one of q8_0"),
             ("a.gguf", {"quantize": "int4"}, "int4: GGUF holds .*; int4 can go into a run folder"),
             ("hf", {"quantize": "q8_0"}, "q8_0 can go into a run folder or GGUF"),
             ("a.gguf", {"group_size": 32}, "has no effect without --quantize"),
