@@ -185,7 +185,7 @@ def test_user_defined_pieces_are_written_with_a_warning(trained):
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(trained, tmp_path):
-    with pytest.raises(UserError, match="300 tokens and the model only 290"):
+    with pytest.raises(UserError, match="300 tokens, and the model only 290"):
         with_tokenizer(trained, tmp_path, rows=290)
     assert list(tmp_path.iterdir()) == []
 

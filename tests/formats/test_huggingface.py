@@ -379,7 +379,7 @@ class TestWhatLiesBesideTheWeights:
         folder = copy("llama")
         assert read_huggingface(folder).tokenizer is None
         shutil.copy(assets / "tokenizers" / "llama2" / "tokenizer.model", folder)
-        assert read_huggingface(folder).tokenizer.vocab_size == 32000
+        assert read_huggingface(folder).load_tokenizer().vocab_size == 32000
         (folder / "tokenizer.model").write_bytes(b"no such thing")
         damaged = read_huggingface(folder)
         with pytest.raises(UserError, match=r"tokenizer\.model"):

@@ -227,7 +227,7 @@ class TestTheTokenizer:
 
     def test_beside_the_model_is_found(self, folder, assets):
         shutil.copy(assets / "tokenizers" / "llama2" / "tokenizer.model", folder)
-        assert read_meta(folder).tokenizer.vocab_size == 32000
+        assert read_meta(folder).load_tokenizer().vocab_size == 32000
 
     def test_is_none_where_there_is_none(self, folder):
         assert read_meta(folder).tokenizer is None
