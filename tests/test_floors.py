@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "shearling"
 
 # From the ground up. What stands on one floor does not import each other.
 FLOORS = [
-    {"errors", "seeding"},
+    {"errors", "machine", "progress", "seeding"},
     {"files"},
     {"config"},
     {"models", "data", "quantization"},

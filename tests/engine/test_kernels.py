@@ -1,19 +1,19 @@
 """What the kernels are made of, against float64 and plain integers; and the same results on other processors."""
 
+import ctypes
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from shearling.engine.kernels.arithmetic import dot4, exp, splat_int, to_floats
-from shearling.engine.kernels.compiling import entry
+from shearling.engine.kernels.compiling import entry, kernel
 from shearling.engine.kernels.memory import (
-    as_bf16,
     as_f32,
-    as_i8,
     load,
     load_bytes,
     load_first,
@@ -22,6 +22,7 @@ from shearling.engine.kernels.memory import (
     store,
     store_halves,
 )
+from shearling.engine.kernels.vectors import bf16_at, i8_at
 from shearling.quantization import CODECS
 
 DRAW = np.random.default_rng(0)
@@ -43,12 +44,9 @@ def halves(x: int, to: int) -> int:
     return store_halves(to, load(as_f32(x), 0))
 
 
-@entry
-def narrowed(x: int, count: int, to_bf16: int, to_i8: int) -> None:
+def narrowed(to: Any, x: int, count: int) -> None:
     for i in range(count):
-        value = number(as_f32(x), i)
-        put(as_bf16(to_bf16), i, value)
-        put(as_i8(to_i8), i, value)
+        put(to, i, number(as_f32(x), i))
 
 
 @entry
@@ -96,7 +94,8 @@ def test_a_vector_of_whole_numbers_is_its_high_and_low_bytes():
 def test_stored_numbers_are_rounded_as_the_codecs_round():
     x = np.concatenate([DRAW.standard_normal(60) * 40, [0.5, 1.5, 2.5, -0.5]]).astype(np.float32)
     bf16, i8 = np.zeros(64, np.uint16), np.zeros(64, np.int8)
-    narrowed(where(x), 64, where(bf16), where(i8))
+    for kind, to in ((bf16_at, bf16), (i8_at, i8)):
+        ctypes.CFUNCTYPE(None, *3 * [ctypes.c_int64])(kernel(narrowed, kind))(where(to), where(x), 64)
     np.testing.assert_array_equal(bf16, CODECS["bf16"].encode(x[None])[0][0])
     np.testing.assert_array_equal(i8[np.abs(x) < 127], np.rint(x)[np.abs(x) < 127])
 

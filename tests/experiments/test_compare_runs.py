@@ -277,13 +277,13 @@ class TestHowManyRunsGoSideBySide:
 
     @pytest.mark.parametrize(("cores", "threads", "expected"), [(8, 1, 8), (8, 3, 2), (2, 4, 1)])
     def test_depends_on_the_cores(self, arm, monkeypatch, cores, threads, expected):
-        monkeypatch.setattr(runs, "_cores", lambda: cores)
+        monkeypatch.setattr(runs, "available_cores", lambda: cores)
         monkeypatch.setattr(runs, "_free_memory", lambda: 2**50)
         assert runs.side_by_side([arm], threads) == expected
 
     def test_depends_on_the_memory_of_the_largest_arm(self, arm, experiment, monkeypatch):
         large = Arm("b", experiment(training={"device": "cpu"}, model={"vocab_size": 2**20}))
-        monkeypatch.setattr(runs, "_cores", lambda: 64)
+        monkeypatch.setattr(runs, "available_cores", lambda: 64)
         monkeypatch.setattr(runs, "_free_memory", lambda: 3 * (runs.LIBRARIES + large.resolved.memory.total))
         assert runs.side_by_side([arm, large], 1) == 3
         monkeypatch.setattr(runs, "_free_memory", lambda: 0)

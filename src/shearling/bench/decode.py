@@ -18,6 +18,7 @@ from shearling.bench.decode_models import Work, for_peer, prepare, smallest
 from shearling.bench.decode_report import summarize
 from shearling.bench.process import Worker
 from shearling.errors import UserError
+from shearling.machine import available_cores
 
 Say = Callable[[str], None]
 
@@ -59,7 +60,7 @@ def bench_decode(
     """
     chosen = [OURS, *dict.fromkeys(against)]
     _check_peers(chosen[1:])
-    threads = threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
+    threads = threads or available_cores()
     with TemporaryDirectory(prefix="shearling-bench-") as name, ExitStack() as stack:
         folder = Path(name)
         work = prepare(model, quantize, folder, say)

@@ -6,7 +6,6 @@ size of the sources. A journal beside the shards says how far they are on the di
 """
 
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -31,7 +30,6 @@ from shearling.data.manifest import (
     TokenizerRecord,
     content_hash,
 )
-from shearling.data.progress import Progress, Report, console_progress
 from shearling.data.readers import Ledger, TextOptions
 from shearling.data.sampling import HASH_RANGE, SAMPLE_BYTES, document_hash, hold_out_threshold, sample_documents
 from shearling.data.sources import Source, resolve_source
@@ -39,6 +37,8 @@ from shearling.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from shearling.data.writer import SplitWriter, WriterState
 from shearling.errors import UserError
 from shearling.files import locked, write_atomically
+from shearling.machine import available_cores
+from shearling.progress import Progress, Report, console_report
 
 DEFAULT_VOCAB_SIZE = 4096
 DEFAULT_TOKENS_PER_SHARD = 100_000_000
@@ -115,8 +115,8 @@ def prepare(
         if not overwrite and (manifest := finished(out, settings, resolved, strict=strict)):
             return manifest
         journal = begin(out, settings, tuple(source.identity() for source in resolved), overwrite=overwrite)
-        report = progress or stack.enter_context(console_progress())
-        work = _Work(out, resolved, given, strict, workers or _cores(), report)
+        report = progress or stack.enter_context(console_report("documents", decimals=0))
+        work = _Work(out, resolved, given, strict, workers or available_cores(), report)
         try:
             try:
                 return work.finish(journal)
@@ -235,10 +235,13 @@ class _Work:
                 if not source.total_bytes:
                     ledger.bytes_read = characters
                 if count % 64 == 0:
-                    self.report(Progress(phase, count, sum(each.bytes_read for each in self.ledgers), total))
+                    self._tell(phase, count, total)
                 if sample and source.is_remote and characters > SAMPLE_BYTES:
                     break
-        self.report(Progress(phase, count, sum(each.bytes_read for each in self.ledgers), total))
+        self._tell(phase, count, total)
+
+    def _tell(self, phase: str, documents: int, total: int | None) -> None:
+        self.report(Progress(phase, sum(ledger.bytes_read for ledger in self.ledgers), total, items=documents))
 
     def _batches(self, journal: Journal, options: TextOptions, tally: _Tally) -> Iterator[Batch]:
         """The documents that are not written yet, in order; the tally is told of those that are."""
@@ -318,8 +321,3 @@ class _Work:
                 problems=ledger.problems,
                 first_problems=tuple(ledger.first_problems),
             )
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,7 +1,5 @@
 """The engine of compiled kernels."""
 
-import os
-import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -9,17 +7,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shearling.engine.kernels.compiling import are_compiled, kernel
+from shearling.engine.kernels.compiling import kernel
 from shearling.engine.kernels.crew import Crew
 from shearling.engine.kernels.forward import IN_A_SET, PLAN
-from shearling.engine.kernels.layers import CACHE, KEPT
+from shearling.engine.kernels.layers import CACHE, KEPT, attend, keep
 from shearling.engine.kernels.records import BLOCK, VECTORS
 from shearling.engine.kernels.vectors import LANES
 from shearling.engine.packing import Packed
-from shearling.engine.session import Engine, Session
+from shearling.engine.session import Engine, Session, fitting_context
 from shearling.errors import UserError
 from shearling.formats.checkpoint import Checkpoint, StoredTensor
 from shearling.formats.pages import PagesHeld
+from shearling.machine import available_cores
 from shearling.models.rope import inverse_frequencies
 from shearling.quantization import FloatArray
 
@@ -56,15 +55,11 @@ class FastEngine(Engine):
             raise UserError(f"{checkpoint.origin}: the engine runs LLaMA's graph, which lacks {', '.join(beyond)}")
         if kv not in KEPT:
             raise UserError(f"kv: {kv!r} is no way to keep keys and values: {', '.join(KEPT)}")
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = available_cores()
         if threads is not None and not 1 <= threads <= THREADS_A_CORE * cores:
             raise UserError(f"threads: {threads}: there are {cores} cores: take 1 to {THREADS_A_CORE * cores}")
-        if context is not None and not 0 < context <= spec.max_seq_len:
-            raise UserError(f"context: {context}: the model takes 1 to {spec.max_seq_len} tokens")
-        if not are_compiled():
-            print("compiling the kernels for this processor, once: ten seconds or so", file=sys.stderr, flush=True)
         self.spec = spec
-        self.context = context or spec.max_seq_len
+        self.context = fitting_context(spec, context)
         self.kv = kv
         self.threads = threads or cores
         self.packed = _pack(checkpoint)
@@ -73,7 +68,6 @@ class FastEngine(Engine):
         self._plan = np.zeros(1, PLAN)
         self._sets = np.zeros(IN_A_SET * self.threads, VECTORS)
         self._angles_until = 0
-        self._capacity = 0
         self._lay_out(checkpoint)
         self._crew = Crew(self.threads, self._plan)
 
@@ -95,7 +89,7 @@ class FastEngine(Engine):
             float32 (len(ends), V).
         """
         with self._lock:
-            self._reserve(max(len(tokens), len(ends)), int(cache["capacity"][0]))
+            self._reserve(len(tokens), int(cache["capacity"][0]))
             job = np.array([*tokens, *where[0], *where[1], *ends], np.int64)
             n, plan = len(tokens), self._plan
             self._turn_until(int(max(where[1])) + 1)
@@ -175,7 +169,7 @@ class FastSession(Session):
     def __init__(self, engine: FastEngine, sequences: int) -> None:
         super().__init__(engine.spec, engine.context, sequences)
         spec = engine.spec
-        dtype, keep, attend = KEPT[engine.kv]
+        dtype, kind = KEPT[engine.kv]
         capacity, padded = -(-engine.context // LANES) * LANES, -(-spec.head_dim // LANES) * LANES
         heads = spec.n_layers * sequences * spec.kv_heads
         # Pages that no token has reached yet take no memory: zeros come from the system when they are first touched.
@@ -186,8 +180,8 @@ class FastSession(Session):
         scale_addresses = (0, 0) if scales is None else tuple(part.ctypes.data for part in scales)
         self._cache = np.zeros(1, CACHE)
         self._cache[0] = (
-            kernel(keep), kernel(attend), sequences, spec.kv_heads, spec.head_dim, padded, capacity,
-            keys.ctypes.data, values.ctypes.data, *scale_addresses,
+            kernel(keep, kind, kind), kernel(attend, kind, kind), sequences, spec.kv_heads, spec.head_dim, padded,
+            capacity, keys.ctypes.data, values.ctypes.data, *scale_addresses,
         )  # fmt: skip
 
     def _feed(self, tokens: Sequence[int], sequence: int, *, every: bool) -> FloatArray:

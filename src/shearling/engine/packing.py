@@ -82,7 +82,8 @@ class Packed:
         else:
             kind = self._add_tiles(record, tensor)
         self.quantized |= kind not in IN_PLACE
-        record["multiply"], record["look_up"] = (kernel(function) for function in KERNELS[kind])
+        multiply, look_up, *kinds = KERNELS[kind]
+        record["multiply"], record["look_up"] = kernel(multiply, *kinds), kernel(look_up, *kinds)
         if bias is not None:
             padded = np.zeros(_tiles(tensor.shape[0]) * LANES, np.float32)
             padded[: tensor.shape[0]] = bias.read()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from shearling.engine.session import Engine, Session
+from shearling.engine.session import Engine, Session, fitting_context
 from shearling.errors import UserError
 from shearling.formats.checkpoint import NUMBERS_AT_ONCE, Checkpoint, Rotary
 from shearling.formats.pages import PagesHeld
@@ -34,7 +34,7 @@ class ReferenceEngine(Engine):
             raise UserError(f"{checkpoint.origin}: {', '.join(beyond)}: beyond LLaMA's graph, which is what runs here")
         self.checkpoint = checkpoint
         self.spec = checkpoint.spec
-        self.context = context or checkpoint.spec.max_seq_len
+        self.context = fitting_context(checkpoint.spec, context)
 
     def session(self, sequences: int = 1) -> Session:
         return _ReferenceSession(self.checkpoint, self.context, sequences)

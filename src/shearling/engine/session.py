@@ -11,6 +11,17 @@ from shearling.models.spec import ModelSpec
 from shearling.quantization import FloatArray
 
 
+def fitting_context(spec: ModelSpec, context: int | None) -> int:
+    """How long sequences may become, in tokens: what is asked for, or all that the model takes.
+
+    Raises:
+        UserError: the model does not take so many.
+    """
+    if context is not None and not 0 < context <= spec.max_seq_len:
+        raise UserError(f"context {context}: the model takes 1 to {spec.max_seq_len} tokens")
+    return context or spec.max_seq_len
+
+
 class Session(ABC):
     """One or several sequences of one model, with the keys and values of the tokens that each holds.
 

@@ -41,8 +41,6 @@ def open_model(
         raise UserError(f"{path}: a model of arch {spec.arch} fills in masked tokens and continues no text")
     if not spec.head:
         raise UserError(f"{path}: model.head is false: it gives hidden states and no logits: take one with a head")
-    if context is not None and not 0 < context <= spec.max_seq_len:
-        raise UserError(f"{path}: context {context}: the model takes 1 to {spec.max_seq_len} tokens")
     build = _in_torch if spec.beyond_llama() else _on_the_engine
     return Model(build(checkpoint, threads, context, kv), checkpoint)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from shearling.engine.session import Engine, Session
+from shearling.engine.session import Engine, Session, fitting_context
 from shearling.models.layers.attention import KVCache
 from shearling.models.transformer import Transformer
 from shearling.quantization import FloatArray
@@ -27,7 +27,7 @@ class TorchEngine(Engine):
     def __init__(self, model: Transformer, context: int | None = None) -> None:
         model.new_caches(0, 0)  # refuses it now, and not at the first text
         self.spec = model.spec
-        self.context = context or model.spec.max_seq_len
+        self.context = fitting_context(model.spec, context)
         self._model = model
 
     def session(self, sequences: int = 1) -> Session:

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 import numba
 from numba import types
-from numba.core import config
+from numba.core import config, event
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -30,6 +31,36 @@ def kernel_folder() -> Path:
     return Path(cache).expanduser() / "kernels" / sources.hexdigest()[:16]
 
 
+@functools.cache
+def _obstacle() -> str:
+    """Why compiled kernels cannot be kept; empty where they can."""
+    try:
+        kernel_folder().mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=kernel_folder()).close()
+    except OSError as error:
+        return f"{kernel_folder().parent} cannot be written ({error.strerror})"
+    return ""
+
+
+class _Notice(event.Listener):
+    """Says, once a process, why there is a pause."""
+
+    _said = False
+
+    def on_start(self, event: Any) -> None:
+        if self._said or not event.data["module"].startswith(__package__):
+            return
+        self._said = True
+        often = f"at each start, as {_obstacle()}: set SHEARLING_CACHE to a folder that can" if _obstacle() else "once"
+        print(f"compiling kernels for this processor, up to ten seconds, {often}", file=sys.stderr, flush=True)
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+event.register("numba:run_pass", _Notice())
+
+
 @contextmanager
 def _kept_on_disk() -> Iterator[None]:
     before = config.CACHE_DIR
@@ -43,7 +74,7 @@ def _kept_on_disk() -> Iterator[None]:
 def entry(function: Function) -> Function:
     """A function that Python calls: compiled when it is first called, run without the interpreter's lock."""
     with _kept_on_disk():
-        compiled: Function = numba.njit(function, nogil=True, cache=True, error_model="numpy")
+        compiled: Function = numba.njit(function, nogil=True, cache=not _obstacle(), error_model="numpy")
     return compiled
 
 
@@ -62,17 +93,13 @@ def inlined(function: Function) -> Function:
 
 
 @functools.cache
-def kernel(function: Callable[..., None]) -> int:
-    """The address of a function of whole numbers, compiled by itself; `call` reaches it.
+def kernel(function: Callable[..., None], *kinds: types.Type) -> int:
+    """The address of a function of whole numbers, the first of them addresses of these kinds; `call` reaches it.
 
     A model needs few of all kernels, and each is optimized once, whatever calls it.
     """
-    arguments = [types.int64] * len(inspect.signature(function).parameters)
+    others = [types.int64] * (len(inspect.signature(function).parameters) - len(kinds))
     with _kept_on_disk():
-        compiled = numba.cfunc(types.void(*arguments), nopython=True, cache=True, error_model="numpy")(function)
+        signature = types.void(*kinds, *others)
+        compiled = numba.cfunc(signature, nopython=True, cache=not _obstacle(), error_model="numpy")(function)
     return int(compiled.address)
-
-
-def are_compiled() -> bool:
-    """Whether the kernels of this version have been compiled on this machine before."""
-    return any(kernel_folder().rglob("*.nbc"))

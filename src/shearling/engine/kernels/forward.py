@@ -101,7 +101,7 @@ def multiply(plan: Any, which: int, x: int, n: int, out: int, stride: int, addin
     matrix = plan.matrices + which * MATRIX_BYTES
     m = matrix_at(matrix)
     first, last = share(m.rows, thread, plan.threads)
-    call(m.multiply, (matrix, x, n, out, stride, adding, first, last))
+    call(m.multiply, (m.values, m.scales, matrix, x, n, out, stride, adding, first, last))
 
 
 @part
@@ -167,7 +167,9 @@ def rotate_and_keep(plan: Any, layer: int, thread: int) -> None:
             key = plan.keys + row + group * width
             rotate(key, cos, sin, half, plan.adjacent)
             place = (layer * cache.sequences + sequence) * plan.kv_heads + group
-            call(cache.keep, (plan.cache, place, time, key, plan.values + row + group * width))
+            call(
+                cache.keep, (cache.keys, cache.values, plan.cache, place, time, key, plan.values + row + group * width)
+            )
 
 
 @part
@@ -183,7 +185,7 @@ def attend_all(plan: Any, layer: int, mixed: Any, thread: int) -> None:
         first = max(0, end - plan.window) if plan.window else 0
         place = (layer * cache.sequences + sequence) * plan.kv_heads + head // group
         query = plan.queries + 4 * (token * plan.qkv_stride + head * plan.head_dim)
-        call(cache.attend, (plan.cache, place, query, first, end, scores, result))
+        call(cache.attend, (cache.keys, cache.values, plan.cache, place, query, first, end, scores, result))
         to = mixed.floats + 4 * (token * mixed.stride + head * plan.head_dim)
         for i in range(plan.head_dim):
             put(as_f32(to), i, number(as_f32(result), i))
@@ -247,9 +249,10 @@ def forward(plans: Any, thread: int) -> None:
     """One thread's part of the pass that the first PLAN describes."""
     plan = plans[0]
     embedding = plan.matrices + plan.n_layers * IN_A_LAYER * MATRIX_BYTES
+    m = matrix_at(embedding)
     for token in range(thread, plan.count, plan.threads):
         to = plan.stream + 4 * token * plan.stride
-        call(matrix_at(embedding).look_up, (embedding, whole(plan.tokens, token), to))
+        call(m.look_up, (m.values, m.scales, embedding, whole(plan.tokens, token), to))
     meet(plan, thread, Q)
     for layer in range(plan.n_layers):
         attention(plan, layer, thread)

@@ -7,8 +7,8 @@ import numpy as np
 from shearling.engine.kernels.arithmetic import add, div, exp, fma, largest, mul, peak, splat, sub, total
 from shearling.engine.kernels.compiling import part
 from shearling.engine.kernels.control import record_at
-from shearling.engine.kernels.memory import as_bf16, as_f32, as_i8, load, load_first, number, put, store
-from shearling.engine.kernels.vectors import LANES
+from shearling.engine.kernels.memory import as_f32, load, load_first, number, put, store
+from shearling.engine.kernels.vectors import LANES, Pointer, bf16_at, f32_at, i8_at
 
 CACHE = np.dtype([(name, np.int64) for name in (
     "keep", "attend", "sequences", "kv_heads", "head_dim", "padded", "capacity", "keys", "values",
@@ -65,21 +65,13 @@ def rotate(x: int, cos: int, sin: int, half: int, adjacent: bool) -> None:
 
 
 @part
-def kept_scale(x: int, width: int) -> float:
-    """The scale with which a vector's largest number becomes 127."""
+def keep_scale(scales: int, place: int, x: int, width: int) -> float:
+    """Keep the scale with which a vector's largest number becomes 127; returns what to multiply the vector by."""
     most = np.float32(0)
     for i in range(width):
         most = max(most, abs(number(as_f32(x), i)))
-    return most / np.float32(127)
-
-
-@part
-def keep_as(keys: Any, values: Any, c: Any, head: int, time: int, key: Any, value: Any, factors: Any) -> None:
-    """Put a key and a value, each times its factor, where a head keeps those of this time."""
-    place = (head * c.capacity + time) * c.padded
-    for i in range(c.head_dim):
-        put(keys, place + i, number(key, i) * factors[0])
-        put(values, place + i, number(value, i) * factors[1])
+    put(as_f32(scales), place, most / np.float32(127))
+    return np.float32(127) / most if most > 0 else np.float32(0)
 
 
 @part
@@ -147,15 +139,32 @@ def scaled(scores: int, scales: int, first: int, end: int) -> None:
         store(s, time, mul(load(s, time), load(c, time)))
 
 
-@part
-def attend_with(
-    keys: Any, values: Any, c: Any, head: int, q: int, scale: float, span: Any, scores: int, out: int
-) -> None:
-    """softmax(q · Kᵀ · scale) · V, keys and values times the scales of their times where they have any."""
-    first, end = span
+# The kernels. Both take the addresses of all keys and all values, by their types, and of the CACHE that they are in.
+# `head` counts over layers and sequences.
+
+
+def keep(keys: Any, values: Any, cache: int, head: int, time: int, key: int, value: int) -> None:
+    """Put a key and a value, fp32, where a head keeps those of this time."""
+    c = cache_at(cache)
+    key_factor = value_factor = np.float32(1)
+    if c.key_scales:
+        key_factor = keep_scale(c.key_scales, head * c.capacity + time, key, c.head_dim)
+        value_factor = keep_scale(c.value_scales, head * c.capacity + time, value, c.head_dim)
+    place = (head * c.capacity + time) * c.padded
+    for i in range(c.head_dim):
+        put(keys, place + i, number(as_f32(key), i) * key_factor)
+        put(values, place + i, number(as_f32(value), i) * value_factor)
+
+
+def attend(keys: Any, values: Any, cache: int, head: int, q: int, first: int, end: int, scores: int, out: int) -> None:
+    """softmax(q · Kᵀ / √K) · V over the times from `first` to `end`.
+
+    `scores` is room for `capacity` numbers, `out` for `padded` ones, the result.
+    """
+    c = cache_at(cache)
     begin = first // LANES * LANES
     at, scales = head * c.capacity, 4 * head * c.capacity
-    scores_of(keys, at * c.padded, q, scale, c.padded, first, end, scores)
+    scores_of(keys, at * c.padded, q, np.float32(1 / np.sqrt(c.head_dim)), c.padded, first, end, scores)
     if c.key_scales:
         scaled(scores, c.key_scales + scales, begin, end)
     inverse = np.float32(1) / weigh(scores, begin, first, end)
@@ -164,60 +173,9 @@ def attend_with(
     mix(values, at * c.padded, c.padded, scores, first, end, inverse, out)
 
 
-# The kernels. Keeping takes the addresses of a CACHE, of a key and of a value; attention those of a CACHE and a query,
-# the times from `first` to `end` that are seen, and the addresses of room for `capacity` scores and of `padded`
-# numbers for the result. `head` counts over layers and sequences; scores are divided by √K.
-
-
-def keep_f32(cache: int, head: int, time: int, key: int, value: int) -> None:
-    """As fp32."""
-    c = cache_at(cache)
-    one = np.float32(1)
-    keep_as(as_f32(c.keys), as_f32(c.values), c, head, time, as_f32(key), as_f32(value), (one, one))
-
-
-def keep_bf16(cache: int, head: int, time: int, key: int, value: int) -> None:
-    """As bf16."""
-    c = cache_at(cache)
-    one = np.float32(1)
-    keep_as(as_bf16(c.keys), as_bf16(c.values), c, head, time, as_f32(key), as_f32(value), (one, one))
-
-
-def keep_int8(cache: int, head: int, time: int, key: int, value: int) -> None:
-    """As bytes with a scale."""
-    c = cache_at(cache)
-    k, v = kept_scale(key, c.head_dim), kept_scale(value, c.head_dim)
-    put(as_f32(c.key_scales), head * c.capacity + time, k)
-    put(as_f32(c.value_scales), head * c.capacity + time, v)
-    one, none = np.float32(1), np.float32(0)
-    factors = (one / k if k > 0 else none, one / v if v > 0 else none)
-    keep_as(as_i8(c.keys), as_i8(c.values), c, head, time, as_f32(key), as_f32(value), factors)
-
-
-def attend_f32(cache: int, head: int, q: int, first: int, end: int, scores: int, out: int) -> None:
-    """Over fp32."""
-    c = cache_at(cache)
-    scale = np.float32(1 / np.sqrt(c.head_dim))
-    attend_with(as_f32(c.keys), as_f32(c.values), c, head, q, scale, (first, end), scores, out)
-
-
-def attend_bf16(cache: int, head: int, q: int, first: int, end: int, scores: int, out: int) -> None:
-    """Over bf16."""
-    c = cache_at(cache)
-    scale = np.float32(1 / np.sqrt(c.head_dim))
-    attend_with(as_bf16(c.keys), as_bf16(c.values), c, head, q, scale, (first, end), scores, out)
-
-
-def attend_int8(cache: int, head: int, q: int, first: int, end: int, scores: int, out: int) -> None:
-    """Over bytes with scales."""
-    c = cache_at(cache)
-    scale = np.float32(1 / np.sqrt(c.head_dim))
-    attend_with(as_i8(c.keys), as_i8(c.values), c, head, q, scale, (first, end), scores, out)
-
-
-KEPT: dict[str, tuple[np.dtype[Any], Any, Any]] = {
-    "f32": (np.dtype(np.float32), keep_f32, attend_f32),
-    "bf16": (np.dtype(np.uint16), keep_bf16, attend_bf16),
-    "int8": (np.dtype(np.int8), keep_int8, attend_int8),
+KEPT: dict[str, tuple[np.dtype[Any], Pointer]] = {
+    "f32": (np.dtype(np.float32), f32_at),
+    "bf16": (np.dtype(np.uint16), bf16_at),
+    "int8": (np.dtype(np.int8), i8_at),
 }
-"""By how keys and values are kept: what numpy holds them as, and the kernels."""
+"""How keys and values can be kept: what numpy holds them as, and what kernels take them for."""

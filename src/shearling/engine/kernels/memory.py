@@ -23,7 +23,6 @@ from shearling.engine.kernels.vectors import (
     Pointer,
     bf16_at,
     bytes_,
-    bytes_at,
     call_llvm,
     constant,
     f16_at,
@@ -32,24 +31,21 @@ from shearling.engine.kernels.vectors import (
     floats,
     i8_at,
     ints,
-    nibbles_at,
     operation,
     spread,
 )
 
 
-def _pointer_maker(kind: Pointer) -> Any:
-    @operation(kind, types.int64)
-    def pointer(builder: Any, address: Any) -> Any:
-        """A number as an address of such numbers."""
-        return address
-
-    return pointer
+@operation(f32_at, types.int64)
+def as_f32(builder: Any, address: Any) -> Any:
+    """A number as the address of fp32."""
+    return address
 
 
-as_f32, as_f16, as_bf16, as_i8, as_bytes, as_nibbles = (
-    _pointer_maker(kind) for kind in (f32_at, f16_at, bf16_at, i8_at, bytes_at, nibbles_at)
-)
+@intrinsic
+def like(typing_context, pointer, address):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """A number as the address of what lies at a pointer, too."""
+    return pointer(pointer, types.int64), lambda context, builder, signature, values: values[1]
 
 
 @intrinsic
@@ -65,11 +61,9 @@ def _widened(builder: Any, value: Any, kind: Pointer) -> Any:
     if kind is f32_at:
         return value
     if kind is f16_at:
-        return (
-            builder.fpext(value, target)
-            if features().get("f16c", not X86)
-            else _from_half(builder, value, target, word)
-        )
+        if features().get("f16c", not X86):
+            return builder.fpext(value, target)
+        return _from_half(builder, value, target, word)
     if kind is bf16_at:
         return builder.bitcast(builder.shl(builder.zext(value, word), constant(word, 16)), target)
     return builder.sitofp(value, target)
@@ -99,17 +93,20 @@ def size_of(kind: Pointer) -> int:
     return {f32_at: 4, f16_at: 2, bf16_at: 2, i8_at: 1}[kind]
 
 
+def _loading(lanes: int | None) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = signature.args[0]
+        address, index = values
+        stored = builder.load(place_of(builder, address, index, kind, lanes), align=size_of(kind))
+        return _widened(builder, stored, kind)
+
+    return generate
+
+
 @intrinsic
 def load(typing_context, pointer, index):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
     """Sixteen numbers from the index-th on, as fp32; they need no alignment."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        kind = signature.args[0]
-        return _widened(
-            builder, builder.load(place_of(builder, values[0], values[1], kind, LANES), align=size_of(kind)), kind
-        )
-
-    return floats(pointer, types.int64), generate
+    return floats(pointer, types.int64), _loading(LANES)
 
 
 @intrinsic
@@ -132,14 +129,7 @@ def load_first(typing_context, pointer, index, count):  # type: ignore[no-untype
 @intrinsic
 def number(typing_context, pointer, index):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
     """The index-th number, as fp32."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        kind = signature.args[0]
-        return _widened(
-            builder, builder.load(place_of(builder, values[0], values[1], kind, None), align=size_of(kind)), kind
-        )
-
-    return types.float32(pointer, types.int64), generate
+    return types.float32(pointer, types.int64), _loading(None)
 
 
 @intrinsic

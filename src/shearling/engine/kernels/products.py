@@ -10,30 +10,15 @@ what is computed beside it.
 from typing import Any
 
 import numpy as np
+from numba import int64
 
 from shearling.engine.kernels.arithmetic import largest, magnitude, mul, peak, splat
 from shearling.engine.kernels.compiling import part
 from shearling.engine.kernels.memory import as_f32, load, put, put_int, store_halves
 from shearling.engine.kernels.records import BLOCK, MOST
-from shearling.engine.kernels.rows import (
-    look_up_bf16,
-    look_up_f16,
-    look_up_f32,
-    multiply_bf16,
-    multiply_f16,
-    multiply_f32,
-)
-from shearling.engine.kernels.tiles import (
-    look_up_bytes_f16,
-    look_up_bytes_f32,
-    look_up_nibbles_f16,
-    look_up_nibbles_f32,
-    multiply_bytes_f16,
-    multiply_bytes_f32,
-    multiply_nibbles_f16,
-    multiply_nibbles_f32,
-)
-from shearling.engine.kernels.vectors import LANES
+from shearling.engine.kernels.rows import look_up_row, multiply_rows
+from shearling.engine.kernels.tiles import look_up_in_tiles, multiply_tiles
+from shearling.engine.kernels.vectors import LANES, bf16_at, bytes_at, f16_at, f32_at, nibbles_at
 
 
 @part
@@ -52,16 +37,18 @@ def quantize(x: Any, token: int) -> None:
         put(totals, block, np.float32(whole) * (most / MOST))
 
 
-# The kernels. A product takes addresses of a MATRIX, of VECTORS and of fp32 (n, stride) to write or add to, and which
-# units of sixteen rows are asked for; a look-up the address of a MATRIX, a row, and where to write it.
-
-KERNELS = {
-    "f32": (multiply_f32, look_up_f32),
-    "f16": (multiply_f16, look_up_f16),
-    "bf16": (multiply_bf16, look_up_bf16),
-    "bytes f16": (multiply_bytes_f16, look_up_bytes_f16),
-    "bytes f32": (multiply_bytes_f32, look_up_bytes_f32),
-    "nibbles f16": (multiply_nibbles_f16, look_up_nibbles_f16),
-    "nibbles f32": (multiply_nibbles_f32, look_up_nibbles_f32),
+KERNELS: dict[str, tuple[Any, Any, Any, Any]] = {
+    "f32": (multiply_rows, look_up_row, f32_at, int64),
+    "f16": (multiply_rows, look_up_row, f16_at, int64),
+    "bf16": (multiply_rows, look_up_row, bf16_at, int64),
+    "bytes f16": (multiply_tiles, look_up_in_tiles, bytes_at, f16_at),
+    "bytes f32": (multiply_tiles, look_up_in_tiles, bytes_at, f32_at),
+    "nibbles f16": (multiply_tiles, look_up_in_tiles, nibbles_at, f16_at),
+    "nibbles f32": (multiply_tiles, look_up_in_tiles, nibbles_at, f32_at),
 }
-"""By how a matrix is stored: its product and its look-up."""
+"""By how a matrix is stored: its product, its look-up, and what they take its values and scales for.
+
+A product takes the addresses of values, of scales (0 for floats), of the MATRIX, of VECTORS, how many of these, the
+address and stride of fp32 to write or, with `adding`, add to, and from which to which unit of sixteen rows. A look-up
+takes the addresses of values, of scales and of the MATRIX, the row, and where to write it.
+"""

@@ -6,7 +6,7 @@ import numpy as np
 
 from shearling.engine.kernels.arithmetic import fma, splat, total
 from shearling.engine.kernels.compiling import part
-from shearling.engine.kernels.memory import as_bf16, as_f16, as_f32, load, load_first, number, put
+from shearling.engine.kernels.memory import as_f32, load, load_first, number, put
 from shearling.engine.kernels.records import matrix_at, vectors_at
 from shearling.engine.kernels.vectors import LANES
 
@@ -64,40 +64,15 @@ def rows(weights: Any, matrix: Any, units: Any, x: Any, n: int, out: Any) -> Non
             row += 1
 
 
-def multiply_f32(matrix: int, x: int, n: int, out: int, stride: int, adding: int, first: int, last: int) -> None:
-    """Rows of fp32."""
-    m = matrix_at(matrix)
-    rows(as_f32(m.values), m, (first, last), vectors_at(x), n, (out, stride, adding != 0))
+def multiply_rows(
+    values: Any, _: int, matrix: int, x: int, n: int, out: int, stride: int, adding: int, first: int, last: int
+) -> None:
+    """Rows of floats."""
+    rows(values, matrix_at(matrix), (first, last), vectors_at(x), n, (out, stride, adding != 0))
 
 
-def multiply_f16(matrix: int, x: int, n: int, out: int, stride: int, adding: int, first: int, last: int) -> None:
-    """Rows of fp16."""
-    m = matrix_at(matrix)
-    rows(as_f16(m.values), m, (first, last), vectors_at(x), n, (out, stride, adding != 0))
-
-
-def multiply_bf16(matrix: int, x: int, n: int, out: int, stride: int, adding: int, first: int, last: int) -> None:
-    """Rows of bf16."""
-    m = matrix_at(matrix)
-    rows(as_bf16(m.values), m, (first, last), vectors_at(x), n, (out, stride, adding != 0))
-
-
-def look_up_f32(matrix: int, row: int, out: int) -> None:
-    """A row of fp32."""
+def look_up_row(values: Any, _: int, matrix: int, row: int, out: int) -> None:
+    """A row of floats."""
     m = matrix_at(matrix)
     for column in range(m.columns):
-        put(as_f32(out), column, number(as_f32(m.values), row * m.columns + column))
-
-
-def look_up_f16(matrix: int, row: int, out: int) -> None:
-    """A row of fp16."""
-    m = matrix_at(matrix)
-    for column in range(m.columns):
-        put(as_f32(out), column, number(as_f16(m.values), row * m.columns + column))
-
-
-def look_up_bf16(matrix: int, row: int, out: int) -> None:
-    """A row of bf16."""
-    m = matrix_at(matrix)
-    for column in range(m.columns):
-        put(as_f32(out), column, number(as_bf16(m.values), row * m.columns + column))
+        put(as_f32(out), column, number(values, row * m.columns + column))

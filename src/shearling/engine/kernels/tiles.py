@@ -21,11 +21,9 @@ from shearling.engine.kernels.arithmetic import (
 from shearling.engine.kernels.compiling import inlined, part
 from shearling.engine.kernels.memory import (
     address,
-    as_bytes,
-    as_f16,
     as_f32,
-    as_nibbles,
     byte,
+    like,
     load,
     load_bytes,
     load_int,
@@ -182,10 +180,8 @@ def two_tiles(values: Any, scales: Any, minimums: Any, m: Any, tile: int, x: Any
             y_ay, y_by = plus(y_ay, ay, scale_a, y_scale), plus(y_by, by, scale_b, y_scale)
         group += 1
     if m.minimums:
-        y_ax, y_bx = (
-            plus_minimums(y_ax, minimums, m, tile, x, token),
-            plus_minimums(y_bx, minimums, m, tile + 1, x, token),
-        )
+        y_ax = plus_minimums(y_ax, minimums, m, tile, x, token)
+        y_bx = plus_minimums(y_bx, minimums, m, tile + 1, x, token)
         y_ay = plus_minimums(y_ay, minimums, m, tile, x, token + 1)
         y_by = plus_minimums(y_by, minimums, m, tile + 1, x, token + 1)
     to, stride, adding = out
@@ -243,61 +239,16 @@ def row_of_tiles(values: Any, scales: Any, minimums: Any, m: Any, row: int, out:
             put(as_f32(out), block * BLOCK + i, scale * np.float32(value - m.offset) + minimum)
 
 
-def multiply_bytes_f16(matrix: int, x: int, n: int, out: int, stride: int, adding: int, first: int, last: int) -> None:
-    """Tiles of bytes, scales fp16."""
-    m = matrix_at(matrix)
-    lows = as_f16(m.minimums if m.minimums else m.scales)
-    tiles(as_bytes(m.values), as_f16(m.scales), lows, m, (first, last), vectors_at(x), n, (out, stride, adding != 0))
-
-
-def multiply_bytes_f32(matrix: int, x: int, n: int, out: int, stride: int, adding: int, first: int, last: int) -> None:
-    """Tiles of bytes, scales fp32."""
-    m = matrix_at(matrix)
-    lows = as_f32(m.minimums if m.minimums else m.scales)
-    tiles(as_bytes(m.values), as_f32(m.scales), lows, m, (first, last), vectors_at(x), n, (out, stride, adding != 0))
-
-
-def multiply_nibbles_f16(
-    matrix: int, x: int, n: int, out: int, stride: int, adding: int, first: int, last: int
+def multiply_tiles(
+    values: Any, scales: Any, matrix: int, x: int, n: int, out: int, stride: int, adding: int, first: int, last: int
 ) -> None:
-    """Tiles of nibbles, scales fp16."""
+    """Quantized rows."""
     m = matrix_at(matrix)
-    lows = as_f16(m.minimums if m.minimums else m.scales)
-    tiles(as_nibbles(m.values), as_f16(m.scales), lows, m, (first, last), vectors_at(x), n, (out, stride, adding != 0))
+    minimums = like(scales, m.minimums)
+    tiles(values, scales, minimums, m, (first, last), vectors_at(x), n, (out, stride, adding != 0))
 
 
-def multiply_nibbles_f32(
-    matrix: int, x: int, n: int, out: int, stride: int, adding: int, first: int, last: int
-) -> None:
-    """Tiles of nibbles, scales fp32."""
+def look_up_in_tiles(values: Any, scales: Any, matrix: int, row: int, out: int) -> None:
+    """A quantized row."""
     m = matrix_at(matrix)
-    lows = as_f32(m.minimums if m.minimums else m.scales)
-    tiles(as_nibbles(m.values), as_f32(m.scales), lows, m, (first, last), vectors_at(x), n, (out, stride, adding != 0))
-
-
-def look_up_bytes_f16(matrix: int, row: int, out: int) -> None:
-    """A row of tiles of bytes, scales fp16."""
-    m = matrix_at(matrix)
-    lows = as_f16(m.minimums if m.minimums else m.scales)
-    row_of_tiles(as_bytes(m.values), as_f16(m.scales), lows, m, row, out)
-
-
-def look_up_bytes_f32(matrix: int, row: int, out: int) -> None:
-    """A row of tiles of bytes, scales fp32."""
-    m = matrix_at(matrix)
-    lows = as_f32(m.minimums if m.minimums else m.scales)
-    row_of_tiles(as_bytes(m.values), as_f32(m.scales), lows, m, row, out)
-
-
-def look_up_nibbles_f16(matrix: int, row: int, out: int) -> None:
-    """A row of tiles of nibbles, scales fp16."""
-    m = matrix_at(matrix)
-    lows = as_f16(m.minimums if m.minimums else m.scales)
-    row_of_tiles(as_nibbles(m.values), as_f16(m.scales), lows, m, row, out)
-
-
-def look_up_nibbles_f32(matrix: int, row: int, out: int) -> None:
-    """A row of tiles of nibbles, scales fp32."""
-    m = matrix_at(matrix)
-    lows = as_f32(m.minimums if m.minimums else m.scales)
-    row_of_tiles(as_nibbles(m.values), as_f32(m.scales), lows, m, row, out)
+    row_of_tiles(values, scales, like(scales, m.minimums), m, row, out)

@@ -54,8 +54,6 @@ f32_at, f16_at = Pointer("f32*", FLOAT), Pointer("f16*", HALF)
 bf16_at, i8_at = Pointer("bf16*", ir.IntType(16)), Pointer("i8*", BYTE)
 bytes_at, nibbles_at = Pointer("bytes*", BYTE), Pointer("nibbles*", BYTE)
 
-Generate = Callable[[Any, Any, Any, Any], Any]
-
 
 def constant(kind: ir.Type, value: float) -> ir.Constant:
     lanes = getattr(kind, "count", None)

@@ -16,6 +16,7 @@ from shearling.experiments.compare.display import Display
 from shearling.experiments.compare.plan import Arm
 from shearling.experiments.compare.tasks import Task, is_finished
 from shearling.files import write_atomically
+from shearling.machine import available_cores
 from shearling.training.run_folder import read_json
 
 Process: TypeAlias = "subprocess.Popen[bytes]"
@@ -61,7 +62,7 @@ def side_by_side(arms: Sequence[Arm], threads: int) -> int:
     if any(_on_gpu(arm) for arm in arms):
         return 1
     largest = max(arm.resolved.memory.total for arm in arms) + LIBRARIES
-    return max(1, min(_cores() // threads, _free_memory() // largest))
+    return max(1, min(available_cores() // threads, _free_memory() // largest))
 
 
 def _on_gpu(arm: Arm) -> bool:
@@ -70,11 +71,6 @@ def _on_gpu(arm: Arm) -> bool:
     from shearling.training.device import pick_device
 
     return pick_device(arm.config.training.device).type != "cpu"
-
-
-def _cores() -> int:
-    """Those that this process may use; macOS does not tell."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _free_memory() -> int:
