@@ -1,6 +1,7 @@
 """Files that are whole or absent, their checksums, and folders held against other processes."""
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,28 @@ class TestWriting:
             write_atomically(path, "new")
         assert path.read_text() == "old"
         assert list(tmp_path.iterdir()) == [path]
+
+    def test_that_is_interrupted_leaves_the_old_content_and_nothing_else(self, tmp_path, monkeypatch):
+        def interrupt(_):
+            raise KeyboardInterrupt
+
+        path = tmp_path / "file"
+        path.write_text("old")
+        monkeypatch.setattr(files, "flush", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            write_atomically(path, "new")
+        assert path.read_text() == "old"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_goes_into_a_pipe_and_does_not_take_its_place(self, tmp_path):
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        write_atomically(pipe, "content")
+        assert os.read(reader, 100) == b"content"
+        os.close(reader)
+        assert pipe.is_fifo()
+        assert list(tmp_path.iterdir()) == [pipe]
 
     def test_shows_no_other_process_half_a_file(self, tmp_path, monkeypatch):
         path, seen = tmp_path / "file", []

@@ -31,15 +31,21 @@ def flush(path: Path) -> None:
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Replace `path` by `content` in one step: a reader, or a crash, sees the old file or the new one.
 
+    A device or a pipe, as `/dev/stdout` is, is written to instead.
+
     Raises:
-        OSError: the disk is full or failing; the old file stays.
+        OSError: the disk is full or failing, or a folder is there; the old file stays.
     """
+    content = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+        return
     draft = path.with_name(f".draft_{path.name}")
     try:
-        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        draft.write_bytes(content)
         flush(draft)
         draft.replace(path)
-    except OSError:
+    except BaseException:
         draft.unlink(missing_ok=True)
         raise
     flush(path.parent)

@@ -219,7 +219,7 @@ def test_progress_ends_with_all_documents_and_bytes(tmp_path: Path, source: str,
         "tokenizing",
     ]
     last = seen[-1]
-    assert (last.documents, last.bytes_done, last.bytes_total) == (len(documents), *[Path(source).stat().st_size] * 2)
+    assert (last.items, last.done, last.total) == (len(documents), *[Path(source).stat().st_size] * 2)
 
 
 def test_a_failing_worker_fails_the_preparation(

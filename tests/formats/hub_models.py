@@ -13,7 +13,7 @@ from hub_server import Repository
 from shearling.errors import UserError
 from shearling.formats.download import Download, Meter, download
 from shearling.formats.hub import Hub
-from shearling.formats.progress import Advance
+from shearling.progress import Advance
 
 TINY = "some/tiny"
 LLAMA = {

@@ -1,6 +1,7 @@
 """Transfers from the Hub and its cache, against a server that speaks the Hub's paths, and against its own library."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hub_models import TINY, brought, counter, files_below, folder_of, noise, offline, refusal
+from hub_models import TINY, brought, counter, files_below, folder_of, noise, refusal
 from hub_server import Answer, Repository, drop, falsify, refuse, sha256, shorten
 from huggingface_hub import hf_hub_download, scan_cache_dir, snapshot_download
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +18,6 @@ from hypothesis import strategies as st
 from shearling.errors import UserError
 from shearling.files import locked
 from shearling.formats import download as downloads
-from shearling.formats import progress
 from shearling.formats.download import NAMES, Download, download
 from shearling.formats.hub import Hub
 
@@ -81,7 +81,8 @@ class TestTransfer:
             "def meter(*_): yield advance\n"
             "download(sys.argv[1], Hub(sys.argv[2], Path(sys.argv[3]), say=print), meter=meter)\n"
         )
-        killed = subprocess.run([sys.executable, "-c", code, TINY, server.url, str(hub.cache)], timeout=60)
+        command = [sys.executable, "-c", code, TINY, server.url, str(hub.cache)]
+        killed = subprocess.run(command, timeout=60, env={**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1"})
         assert killed.returncode == 9
         assert self.whole(server, download(TINY, hub))
         last = self.ranges(server, weights)[-1]
@@ -136,14 +137,6 @@ class TestTransfer:
         sizes = sum(file.size for file in download(TINY, hub, dry_run=True).files)
         assert totals == [(sizes, 0)]
         assert sum(taken) == sizes
-
-    def test_without_a_terminal_progress_is_a_line_with_rate_and_time_left(self, monkeypatch, capsys):
-        monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
-        now = iter([0.0, 2.0])
-        monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
-        with progress.console_progress("tiny", 10_000_000, 2_000_000) as advance:
-            advance(4_000_000)
-        assert capsys.readouterr().err == "tiny: 6.0 of 10.0 MB, 2.0 MB/s, 2 s left\n"
 
     def test_two_commands_do_not_write_the_same_files(self, hub, weights):
         with locked(hub.cache / ".locks" / "models--some--tiny"):
@@ -214,53 +207,6 @@ class TestCache:
         server.repositories[TINY] = folder_of()
         (tmp_path / "file").write_text("")
         assert "cannot be written" in refusal(TINY, hub, out=tmp_path / "file" / "below")
-
-
-class TestOffline:
-    def test_the_cache_is_taken_and_nothing_is_asked(self, server, hub):
-        server.repositories[TINY] = folder_of()
-        first = download(TINY, hub)
-        server.requests.clear()
-        again = Hub(server.url, hub.cache, offline=True, say=print)
-        assert download(TINY, again).model == first.model
-        assert download(TINY, again, revision="a" * 40).model == first.model
-        assert server.requests == []
-
-    @pytest.mark.parametrize("gone", ["host", "busy"])
-    def test_a_hub_out_of_reach_is_told_and_the_cache_taken(self, server, hub, said, naps, gone):
-        server.repositories[TINY] = folder_of()
-        first = download(TINY, hub)
-        if gone == "host":
-            server.stop()
-        else:
-            server.faults[f"/api/models/{TINY}/revision/main"].extend([refuse(503)] * 6)
-        assert download(TINY, hub).model == first.model
-        assert re.search(f"{server.url}.*(cannot be reached|HTTP 503).*: taking what is in the cache", said[-1])
-
-    def test_a_hub_out_of_reach_with_nothing_cached_is_an_error(self, server, hub):
-        server.stop()
-        error = refusal(TINY, hub)
-        assert f"{server.url} cannot be reached" in error
-        assert f"{TINY} at main is not in the cache ({hub.cache})" in error
-
-    def test_what_was_never_cached_is_an_error(self, hub):
-        assert f"offline, and {TINY} at main is not in the cache" in refusal(TINY, offline(hub))
-        assert "stories260K/tok512.bin: not in the cache" in refusal("stories260K", offline(hub))
-        assert not hub.cache.exists()
-
-    def test_a_cache_with_a_part_of_the_model_is_an_error(self, server, hub):
-        shards = {f"model-0000{i}-of-00002.safetensors": noise(300, i) for i in (1, 2)}
-        index = json.dumps({"weight_map": {f"t{i}": name for i, name in enumerate(shards)}}).encode()
-        held = server.repositories[TINY] = folder_of(**{"model.safetensors.index.json": index, **shards})
-        del held.files["model.safetensors"]
-        for name in ("config.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors"):
-            hf_hub_download(TINY, name, cache_dir=hub.cache, endpoint=server.url)
-        assert "model-00002-of-00002.safetensors: not in the cache" in refusal(TINY, offline(hub))
-
-    def test_a_cache_without_weights_is_an_error(self, server, hub):
-        server.repositories[TINY] = folder_of()
-        hf_hub_download(TINY, "config.json", cache_dir=hub.cache, endpoint=server.url)
-        assert "its weights are not in the cache" in refusal(TINY, offline(hub))
 
 
 class TestRights:

@@ -17,12 +17,12 @@ from typing import Any
 
 from shearling.errors import UserError
 from shearling.formats.gguf.hyperparameters import ARCHITECTURE
-from shearling.formats.hub import Hub, HubFile, Listing
+from shearling.formats.hub import Hub, HubFile, Listing, few
 from shearling.formats.huggingface.config import family_of, spec_of
 from shearling.formats.huggingface.families import FAMILIES
 from shearling.formats.huggingface.texts import CONFIG
 from shearling.formats.huggingface.weights import INDEX, SINGLE
-from shearling.formats.progress import Advance, console_progress
+from shearling.progress import Advance, console_progress
 
 MODEL_TYPES = tuple(kind for kind, family in FAMILIES.items() if family.fixed["arch"] == "llama")
 """Of config.json: the graphs that are LLaMA's."""
@@ -41,7 +41,6 @@ BESIDE_WEIGHTS = (
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _SHARD = re.compile(r"[\w.\-]+\.safetensors")
-CHOICES_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -309,11 +308,10 @@ def _gguf(listing: Listing, wanted: str) -> Choice:
     if len(like) != 1:
         if not files:
             raise UserError(f"{listing.repository}: {wanted}: it holds no GGUF files: leave out what follows the colon")
-        shown = [f"{listing.repository}:{file.name} ({_shown(file.size)})" for file in (like or files)[:CHOICES_SHOWN]]
-        more = f", and {len(like or files) - CHOICES_SHOWN} more" if len(like or files) > CHOICES_SHOWN else ""
+        choices = [f"{listing.repository}:{file.name} ({_shown(file.size)})" for file in like or files]
         trouble = "no such GGUF file" if wanted and not like else f"{len(like)} GGUF files"
         raise UserError(f"{listing.repository}{wanted and f': {wanted}'}: {trouble}: choose one of\n"
-                        f"{', '.join(shown)}{more}")  # fmt: skip
+                        f"{few(choices)}")  # fmt: skip
     if _SPLIT.search(like[0].name):
         raise UserError(f"{listing.repository}: {like[0].name}: a part of a GGUF file that was split: choose one that "
                         "is whole")  # fmt: skip

@@ -10,7 +10,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
@@ -24,12 +24,18 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from shearling.errors import UserError
 from shearling.files import locked, sha256_file, write_atomically
 from shearling.formats.hub_client import Client, UnreachableError
-from shearling.formats.progress import Advance
+from shearling.progress import Advance
 
 SECONDS_TO_ANSWER = 10.0
 BYTES_AT_ONCE = 1 << 20
 LARGEST_READ = 1 << 26
 """Bytes of the largest file that is read into memory: a configuration, or an index of tensors."""
+
+ASKED_FOR = UnreachableError(
+    "offline", "run the command again where there is a network, without --offline and HF_HUB_OFFLINE"
+)
+"""Why nothing is fetched where the user wants it so."""
+NAMES_SHOWN = 12
 
 _DIGEST = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 _REVISION = re.compile(r"(?!.*(^|/)\.)[\w.\-+/]+")
@@ -125,11 +131,11 @@ class Hub:
         if not _REVISION.fullmatch(revision):
             raise UserError(f"{revision}: no revision: give a branch, a tag or a commit")
         if self.offline:
-            return self._cached(repository, revision, "offline")
+            return self._cached(repository, revision, ASKED_FOR)
         try:
             return self._client.ask(repository, revision, lambda: self._ask(repository, revision))
         except UnreachableError as unreachable:
-            listing = self._cached(repository, revision, str(unreachable))
+            listing = self._cached(repository, revision, unreachable)
             self._say(f"{unreachable}: taking what is in the cache")
             return listing
 
@@ -250,14 +256,13 @@ class Hub:
         files = {sibling[0]: HubFile(*sibling) for sibling in siblings if _is_file(*sibling)}
         return Listing(repository, revision, str(info.sha), files, architecture)
 
-    def _cached(self, repository: str, revision: str, why: str) -> Listing:
+    def _cached(self, repository: str, revision: str, why: UnreachableError) -> Listing:
         storage = self._storage(repository)
         ref = storage / "refs" / revision
         commit = ref.read_text().strip() if ref.is_file() else revision
         snapshot = storage / "snapshots" / commit
         if not (_is_digest(commit) and snapshot.is_dir()):
-            raise UserError(f"{why}, and {repository} at {revision} is not in the cache ({self.cache}): "
-                            "run the command again where there is a network")  # fmt: skip
+            raise self._absent(why, repository, f"{repository} at {revision}")
         files = {}
         for path in sorted(path for path in snapshot.rglob("*") if path.is_file()):
             name = path.relative_to(snapshot).as_posix()
@@ -285,8 +290,16 @@ class Hub:
 
     def _require_network(self, listing: Listing, file: HubFile) -> None:
         if self.offline and not self._cached_copy(listing, file):
-            raise UserError(f"{listing.repository}: {file.name}: not in the cache ({self.cache}), and offline: "
-                            "run the command again where there is a network")  # fmt: skip
+            raise self._absent(ASKED_FOR, listing.repository, f"{file.name} of {listing.repository}")
+
+    def _absent(self, why: UnreachableError, repository: str, what: str) -> UserError:
+        """Tells that the cache does not have what cannot be fetched, and what it has."""
+        snapshots = self._storage(repository) / "snapshots"
+        own = {"/".join(path.relative_to(snapshots).parts[1:]) for path in snapshots.glob("*/**/*") if path.is_file()}
+        others = {name.parents[2].name for name in self.cache.glob("models--*/snapshots/*/*")}
+        models = [name.removeprefix("models--").replace("--", "/") for name in others]
+        held = f"of it {few(sorted(own))}" if own else few(sorted(models)) or "no model"
+        return UserError(f"{why}, and {what} is not in the cache\n{self.cache} holds {held}: {why.mend}")
 
     def _transfer(self, listing: Listing, file: HubFile, out: BinaryIO, advance: Advance) -> None:
         """Goes on writing `out`, which stands at its end, until it is as long as the file."""
@@ -294,8 +307,17 @@ class Hub:
         try:
             self._client.transfer(listing.repository, listing.revision, url, out, file.size, advance)
         except UnreachableError as unreachable:
+            if not out.tell():
+                what = f"{file.name} of {listing.repository}"
+                raise self._absent(unreachable, listing.repository, what) from unreachable
             raise UserError(f"{unreachable}, with {file.name} at {out.tell() / 1e6:,.1f} of {file.size / 1e6:,.1f} MB: "
                             "the same command goes on from there") from unreachable  # fmt: skip
+
+
+def few(names: Sequence[str]) -> str:
+    """Names for people: the first, and how many more there are."""
+    more = f", and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
 
 
 def _is_file(name: Any, size: Any, digest: Any) -> bool:

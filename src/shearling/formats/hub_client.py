@@ -4,6 +4,7 @@ Requests, tokens and errors are those of `huggingface_hub`. The transfer is our 
 begins a broken file anew. It goes over plain HTTP, where it can be taken up, and never through Xet.
 """
 
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported la
 )
 
 from shearling.errors import UserError
-from shearling.formats.progress import Advance
+from shearling.progress import Advance
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds before another attempt, of attempts that brought nothing. After the last, a transfer is given up."""
@@ -34,11 +35,22 @@ LONGEST_WAIT = 300.0
 PASSING = (408, 429, 500, 502, 503, 504)
 """Statuses that another attempt may mend."""
 
+PUBLIC = "https://huggingface.co"
+"""The address where HF_ENDPOINT gives no other."""
+
 Answer = TypeVar("Answer")
 
 
 class UnreachableError(UserError):
-    """The Hub gave no answer; what is cached may still do."""
+    """The Hub gave no answer; what is cached may still do. The text is without the mend.
+
+    Attributes:
+        mend: what to do where the cache does not help.
+    """
+
+    def __init__(self, text: str, mend: str = "run the command again later") -> None:
+        super().__init__(text)
+        self.mend = mend
 
 
 class Client:
@@ -47,12 +59,18 @@ class Client:
     Attributes:
         endpoint: the address.
         api: the library's own, at this address.
+
+    Raises:
+        UserError: the address is none of the web.
     """
 
     def __init__(self, endpoint: str, say: Callable[[str], None]) -> None:
+        if not endpoint.startswith(("https://", "http://")):
+            raise UserError(f"HF_ENDPOINT: {endpoint}: should begin with https:// or http://")
         self.endpoint = endpoint
         self.api = HfApi(endpoint, library_name="shearling")
         self._say = say
+        self._answered = False  # something, since this was made
 
     def ask(self, repository: str, revision: str, question: Callable[[], Answer]) -> Answer:
         """An answer, asked for again where the Hub is busy. A host that cannot be reached is not asked twice.
@@ -65,7 +83,9 @@ class Client:
         with self._explained(repository, revision):
             while True:
                 try:
-                    return question()
+                    answer = question()
+                    self._answered = True
+                    return answer
                 except HfHubHTTPError as error:
                     if not _may_pass(error):
                         raise
@@ -73,7 +93,10 @@ class Client:
                     self._wait(repository, error, failures)
 
     def transfer(self, repository: str, revision: str, url: str, out: BinaryIO, size: int, advance: Advance) -> None:
-        """Goes on writing `out`, which stands at its end, until it is `size` bytes long. Raises as `ask`."""
+        """Goes on writing `out`, which stands at its end, until it is `size` bytes long. Raises as `ask`.
+
+        What breaks is taken up. A host that cannot be reached is not asked twice, unless there was an answer before.
+        """
         failures = 0
         with self._explained(repository, revision):
             while (before := out.tell()) < size:
@@ -81,7 +104,7 @@ class Client:
                     self._stream(url, out, size, advance)
                     problem: Exception = UnreachableError(f"{self.endpoint} closed the connection too early")
                 except HTTPError as error:
-                    if not _may_pass(error):
+                    if not (self._answered and _may_pass(error)):
                         raise
                     problem = error
                 failures = 0 if out.tell() > before else failures + 1
@@ -97,6 +120,7 @@ class Client:
         if have := out.tell():
             headers["Range"] = f"bytes={have}-"
         with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+            self._answered = True
             if have and response.status_code in (200, 416):  # it does not go on from there: begin anew
                 out.seek(0)
                 out.truncate()
@@ -145,7 +169,18 @@ class Client:
             }.get(status, "see whether its page has it")
             raise UserError(f"{repository}: {_in_words(error)}: {mend}") from error
         except HTTPError as error:
-            raise UnreachableError(f"{self.endpoint} cannot be reached ({_in_words(error)})") from error
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: HTTPError) -> UnreachableError:
+        """Says which host gave no answer: the Hub sends on to others."""
+        url, root = error.request.url, _root(error)
+        text = f"{url.scheme}://{url.netloc.decode()} cannot be reached ({_in_words(error)})"
+        if isinstance(root, ssl.SSLError):
+            return UnreachableError(text, "see to this machine's clock and certificates, or to a proxy between")
+        if isinstance(root, OSError):
+            address = "" if self.endpoint == PUBLIC else ", or check HF_ENDPOINT"
+            return UnreachableError(f"offline: {text}", f"run the command again where there is a network{address}")
+        return UnreachableError(text)
 
     def _did_you_mean(self, name: str, ask: Callable[[], list[str]]) -> str:
         try:
@@ -183,4 +218,14 @@ def _seconds_asked(problem: Exception) -> float | None:
 def _in_words(problem: Exception) -> str:
     if isinstance(problem, HfHubHTTPError):
         return f"HTTP {problem.response.status_code} {problem.response.reason_phrase}".rstrip()
+    root = _root(problem)
+    if isinstance(root, OSError) and root.strerror:
+        return root.strerror
     return str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+
+
+def _root(problem: BaseException) -> BaseException:
+    """What the system said, below what the network library made of it and, in part, hides as its cause."""
+    while below := problem.__cause__ or problem.__context__:
+        problem = below
+    return problem
