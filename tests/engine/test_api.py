@@ -121,6 +121,16 @@ class TestAModelOfStories:
         assert logits[:-1].argmax(1).tolist()[-3:] == tokens[-3:]
         assert np.allclose(stories.logits(tokens[:4]), logits[:4], atol=1e-4)
 
+    def test_takes_numpy_s_numbers_for_python_s(self, stories):
+        tokens = stories.prompt_tokens("Once upon a time")
+        assert np.array_equal(stories.logits(np.array(tokens)), stories.logits(tokens))
+        plain = {"max_new_tokens": 20, "seed": 2**62 + 3, "top_k": 30, "temperature": 0.5}
+        numbers = {
+            "max_new_tokens": np.int64(20), "seed": np.int64(2**62 + 3), "top_k": np.uint8(30),
+            "temperature": np.float32(0.5),
+        }  # fmt: skip
+        assert stories.generate("Lily", **numbers) == stories.generate("Lily", **plain)
+
     def test_replies(self, stories):
         reply = stories.chat([{"role": "user", "content": "Hello"}], temperature=0, max_new_tokens=10)
         assert reply
@@ -173,6 +183,50 @@ class TestRefusals:
     def test_of_options_out_of_range(self, reciter, options, named):
         with pytest.raises(UserError, match=named):
             reciter("x").stream("Lily", **options)
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            ({"prompt": b"Lily"}, "the prompt b'Lily': should be a text"),
+            ({"prompt": None}, "the prompt None: should be a text"),
+            ({"prompt": ["Lily", "Tom"]}, r"the prompt \['Lily', 'Tom'\]: should be a text"),
+            ({"seed": "a"}, "seed 'a': should be a whole number"),
+            ({"top_k": 1.5}, "top_k 1.5: should be a whole number"),
+            ({"temperature": "hot"}, "temperature 'hot': should be a number"),
+            ({"temperature": None}, "temperature None: should be a number"),
+            ({"top_p": 10**400}, "top_p 10{20,}: should be a number"),
+            ({"max_new_tokens": 1.5}, "max_new_tokens 1.5: should be a whole number"),
+            ({"stop": None}, "stop None: should be a list"),
+            ({"stop": {"a": 1}}, "stop {'a': 1}: should be a list"),
+            ({"stop": ["a", 5]}, "stop 5: should be a text"),
+        ],
+    )
+    def test_of_arguments_of_another_kind(self, reciter, options, said):
+        with pytest.raises(UserError, match=f"^{said}$"):
+            reciter("x").stream(**{"prompt": "Lily", **options})
+
+    @pytest.mark.parametrize("messages", ["hi", None, {"role": "user", "content": "hi"}])
+    def test_of_messages_that_are_no_list(self, reciter, messages):
+        with pytest.raises(UserError, match=r"^messages .*: should be a list$"):
+            reciter("x").stream_chat(messages)
+
+    @pytest.mark.parametrize("message", ["hi", None, {"role": "user"}, {"role": "user", "content": 5}])
+    def test_of_messages_that_are_none(self, reciter, message):
+        with pytest.raises(UserError, match=r"^a message has the texts role and content"):
+            reciter("x").stream_chat([message])
+
+    @pytest.mark.parametrize(
+        ("tokens", "said"),
+        [
+            ([1.0, 2.0], "tokens 1.0: should be a whole number"),
+            (np.ones((2, 3), np.int64), r"tokens array\(\[1, 1, 1\]\): should be a whole number"),
+            ("Lily", "tokens 'Lily': should be a list"),
+            (5, "tokens 5: should be a list"),
+        ],
+    )
+    def test_of_tokens_that_are_none(self, reciter, tokens, said):
+        with pytest.raises(UserError, match=f"^{said}$"):
+            reciter("x").logits(tokens)
 
     def test_of_options_that_are_none(self, reciter):
         with pytest.raises(TypeError, match="temprature"):

@@ -197,7 +197,32 @@ class TestAConversation:
         assert "Tom saw Lily and the dogs".startswith(reply[:20])
         assert conversation.reply.finish == "length"
         assert conversation.full
-        assert any("the reply ends here" in word for word in conversation.said)
+        assert conversation.said == ["the context is full: the reply ends here"]
+
+    def test_says_where_the_length_asked_for_ends_a_reply(self, talking):
+        conversation = talking("Tom saw Lily and the dogs and then Tom went home" * 9, positions=90)
+        assert "".join(conversation.ask("Who?"))
+        assert conversation.said == ["the conversation has its 90 tokens (-n): the reply ends here"]
+
+    def test_of_so_many_positions_forgets_nothing_and_refuses_what_does_not_fit(self, talking):
+        conversation = talking(positions=60)
+        assert "".join(conversation.ask("Who?")) == "Tom saw Lily"
+        with pytest.raises(
+            UserError, match=r"^a conversation of \d+ tokens: -n takes 60: raise it, or shorten the text$"
+        ):
+            list(conversation.ask("And who else is there?"))
+        assert [message.content for message in conversation.messages] == ["Who?", "Tom saw Lily"]
+        assert conversation.said == []
+
+    def test_names_the_system_s_part_where_a_turn_is_too_long_with_it(self, talking):
+        with pytest.raises(
+            UserError, match=r"^a turn of \d+ tokens, the system's part among them: the model's context"
+        ):
+            list(talking(context=100, system="a very long part " * 40).ask("Who?"))
+
+    def test_refuses_an_empty_stop_string_before_any_turn(self, talking):
+        with pytest.raises(UserError, match="a stop string is empty"):
+            talking(stop=[""])
 
     def test_refuses_a_turn_too_long_and_keeps_what_was_said_before(self, talking):
         conversation = talking(context=100)

@@ -17,8 +17,8 @@ from shearling.bench.decode_contenders import CONTENDERS, OURS
 from shearling.bench.decode_models import Work, for_peer, prepare, smallest
 from shearling.bench.decode_report import summarize
 from shearling.bench.process import Worker
+from shearling.engine.session import fitting_threads
 from shearling.errors import UserError
-from shearling.machine import available_cores
 
 Say = Callable[[str], None]
 
@@ -60,7 +60,7 @@ def bench_decode(
     """
     chosen = [OURS, *dict.fromkeys(against)]
     _check_peers(chosen[1:])
-    threads = threads or available_cores()
+    threads = fitting_threads(threads)
     with TemporaryDirectory(prefix="shearling-bench-") as name, ExitStack() as stack:
         folder = Path(name)
         work = prepare(model, quantize, folder, say)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 
 from shearling.data.tokenizers.base import Tokenizer
-from shearling.engine.generation import Generation, Transcript, generate_tokens
+from shearling.engine.generation import Generation, StopStrings, Transcript, generate_tokens
 from shearling.engine.sampling import Sampler, Sampling
 from shearling.engine.session import Session
 from shearling.engine.templates import Message, Template
@@ -25,14 +25,17 @@ class Conversation:
         stop_ids: tokens that end a reply.
         system: what the model is told before all turns.
         limit: tokens of a reply at most; None: as many as fit.
-        positions: the conversation's length, in tokens, as llama2.c counts; None: the context's, of which some is
-            kept free for the reply.
+        positions: the conversation's length, in tokens, as llama2.c counts: what does not fit is refused. None: the
+            context's, of which some is kept free for the reply, and old turns are forgotten.
         stop: strings that end a reply; nothing of them is given out.
         say: takes a word to the user on what happens to the conversation.
 
     Attributes:
         messages: what was said, the system's part first if there is one.
         reply: the newest reply's figures.
+
+    Raises:
+        UserError: an option is out of its range.
     """
 
     def __init__(
@@ -59,8 +62,10 @@ class Conversation:
         self._stop_ids = stop_ids
         self._limit = limit
         self._context = min(positions or session.context, session.context)
-        self._kept_free = 0 if positions else self._context // ROOM
+        self._forgets = positions is None
+        self._bounded = self._context < session.context
         self._stop = stop
+        StopStrings(stop)  # refuses an empty one now, and not at the first reply
         self._say = say
 
     @property
@@ -99,19 +104,25 @@ class Conversation:
             else:
                 self.messages.pop()
         if self.reply.finish == "length" and self.full:
-            self._say("the context is full: the reply ends here")
+            full = f"the conversation has its {self._context} tokens (-n)" if self._bounded else "the context is full"
+            self._say(f"{full}: the reply ends here")
 
     def _fitting_prompt(self) -> list[int]:
         """The tokens of the conversation, without its oldest turns where all would leave no room for a reply."""
-        context, first = self._context, len(self._opening)
-        kept = list(self.messages)
+        first, kept = len(self._opening), list(self.messages)
         tokens = self._template.tokens(kept, self._tokenizer)
-        while len(tokens) > context - self._kept_free and len(kept) > first + 1:
+        while self._forgets and len(tokens) > self._context - self._context // ROOM and len(kept) > first + 1:
             del kept[first : first + 2]
             tokens = self._template.tokens(kept, self._tokenizer)
-        if len(tokens) > context:
-            raise UserError(f"a turn of {len(tokens)} tokens: the model's context takes {context}: shorten the text")
+        if len(tokens) > self._context:
+            raise self._too_long(len(tokens), len(kept) == first + 1)
         if dropped := (len(self.messages) - len(kept)) // 2:
             self._say(f"the context is full: forgot the oldest turn{'s' if dropped > 1 else ''} ({dropped})")
         self.messages = kept
         return tokens
+
+    def _too_long(self, n_tokens: int, alone: bool) -> UserError:
+        what = "a turn" if alone else "a conversation"
+        within = ", the system's part among them" if self._opening else ""
+        bound, mend = ("-n takes", "raise it, or ") if self._bounded else ("the model's context takes", "")
+        return UserError(f"{what} of {n_tokens} tokens{within}: {bound} {self._context}: {mend}shorten the text")

@@ -14,11 +14,10 @@ from shearling.engine.kernels.layers import CACHE, KEPT, attend, keep
 from shearling.engine.kernels.records import BLOCK, VECTORS
 from shearling.engine.kernels.vectors import LANES
 from shearling.engine.packing import Packed
-from shearling.engine.session import Engine, Session, fitting_context
+from shearling.engine.session import Engine, Session, fitting_context, fitting_threads
 from shearling.errors import UserError
 from shearling.formats.checkpoint import Checkpoint, StoredTensor
 from shearling.formats.pages import PagesHeld
-from shearling.machine import available_cores
 from shearling.models.rope import inverse_frequencies
 from shearling.quantization import FloatArray
 
@@ -26,12 +25,10 @@ TOKENS_AT_ONCE = 128
 """Tokens of a text that pass through the model together: their vectors stay in the cache beside a tile of weights."""
 
 ALIGNMENT = 64
-PAGES_HELD = 1 << 20
+PAGES_HELD = 1 << 18
 """Bytes of a file that stay in memory beside what was packed of them."""
 
 TIMES_AT_ONCE = 256
-THREADS_A_CORE = 4
-"""More only wait for one another."""
 
 
 class FastEngine(Engine):
@@ -55,13 +52,10 @@ class FastEngine(Engine):
             raise UserError(f"{checkpoint.origin}: the engine runs LLaMA's graph, which lacks {', '.join(beyond)}")
         if kv not in KEPT:
             raise UserError(f"kv: {kv!r} is no way to keep keys and values: {', '.join(KEPT)}")
-        cores = available_cores()
-        if threads is not None and not 1 <= threads <= THREADS_A_CORE * cores:
-            raise UserError(f"threads: {threads}: there are {cores} cores: take 1 to {THREADS_A_CORE * cores}")
         self.spec = spec
         self.context = fitting_context(spec, context)
         self.kv = kv
-        self.threads = threads or cores
+        self.threads = fitting_threads(threads)
         self.packed = _pack(checkpoint)
         self._room = _Room()
         self._lock = threading.Lock()
@@ -230,17 +224,16 @@ class _Room:
 
 
 def _pack(checkpoint: Checkpoint) -> Packed:
-    packed, tensors = Packed(), checkpoint.tensors
+    tensors = checkpoint.tensors
     pages = PagesHeld(tensors.values(), PAGES_HELD)
     pages.count(PAGES_HELD + 1)  # what the reader has looked through
+    packed = Packed(pages.count)
     for layer in range(checkpoint.spec.n_layers):
         for part in ("attention.branch.q", "attention.branch.k", "attention.branch.v", "attention.branch.o",
                      "feedforward.branch.gate", "feedforward.branch.up", "feedforward.branch.down"):  # fmt: skip
             name = f"layers.{layer}.{part}_proj"
             packed.add(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
-            pages.count(tensors[f"{name}.weight"].nbytes)
     packed.add(tensors["embed.weight"])
-    pages.count(tensors["embed.weight"].nbytes)
     head: StoredTensor | None = tensors.get("head.weight")
     if head is None:
         packed.repeat(-1)

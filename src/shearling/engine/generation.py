@@ -19,13 +19,14 @@ class Transcript:
 
     Attributes:
         session: whose sequence it is.
+        sequence: which of them.
         tokens: those that the sequence holds.
     """
 
     def __init__(self, session: Session, sequence: int = 0) -> None:
         self.session = session
+        self.sequence = sequence
         self.tokens: list[int] = []
-        self._sequence = sequence
 
     def become(self, tokens: Sequence[int]) -> tuple[FloatArray, int]:
         """Hold these tokens: what the sequence has in common with them stays, the rest is fed.
@@ -39,13 +40,13 @@ class Transcript:
         check_prompt(tokens, self.session.context)
         self.keep(self._shared(tokens))
         start = len(self.tokens)
-        logits_V = self.session.feed(tokens[start:], self._sequence)
+        logits_V = self.session.feed(tokens[start:], self.sequence)
         self.tokens += tokens[start:]
         return logits_V, len(tokens) - start
 
     def append(self, token: int) -> FloatArray:
         """Hold one more token: float32 (V,), the logits behind it."""
-        logits_V = self.session.feed([token], self._sequence)
+        logits_V = self.session.feed([token], self.sequence)
         self.tokens.append(token)
         return logits_V
 
@@ -54,15 +55,31 @@ class Transcript:
 
         Where an interruption fell between the session and this list, what only one of them holds goes as well.
         """
-        length = min(length, len(self.tokens), self.session.lengths[self._sequence])
+        length = min(length, len(self.tokens), self.session.lengths[self.sequence])
         del self.tokens[length:]
-        self.session.rewind(length, self._sequence)
+        self.session.rewind(length, self.sequence)
 
     def _shared(self, tokens: Sequence[int]) -> int:
         """How many tokens the sequence has in common with these, but for their last, whose logits are wanted."""
         pairs = zip(self.tokens, tokens[:-1], strict=False)
         return next((place for place, (held, wanted) in enumerate(pairs) if held != wanted),
                     min(len(self.tokens), len(tokens) - 1))  # fmt: skip
+
+
+def append_to_each(transcripts: Sequence[Transcript], tokens: Sequence[int]) -> FloatArray:
+    """Hold one more token each, in one pass of the model.
+
+    Args:
+        transcripts: of sequences of one session, at least one.
+
+    Returns:
+        float32 (B, V): the logits behind each token.
+    """
+    sequences = [transcript.sequence for transcript in transcripts]
+    logits_BV = transcripts[0].session.step(tokens, sequences)
+    for transcript, token in zip(transcripts, tokens, strict=True):
+        transcript.tokens.append(token)
+    return logits_BV
 
 
 def check_prompt(tokens: Sequence[int], context: int) -> None:
@@ -73,6 +90,35 @@ def check_prompt(tokens: Sequence[int], context: int) -> None:
     """
     if not 0 < len(tokens) <= context:
         raise UserError(f"a prompt of {len(tokens)} tokens: the model's context takes 1 to {context}: shorten the text")
+
+
+class Drawing:
+    """Draws the tokens of one text, and knows where it ends.
+
+    Args:
+        transcript: what it goes on from; it is fed by the caller.
+        sampler, limit, stop_ids: as `generate_tokens` takes them; a limit of 0 draws nothing and is the caller's.
+    """
+
+    def __init__(self, transcript: Transcript, sampler: Sampler, limit: int | None, stop_ids: Collection[int]) -> None:
+        self.transcript = transcript
+        self._sampler = sampler
+        self._left = limit
+        self._stop_ids = stop_ids
+
+    def draw(self, logits_V: FloatArray) -> tuple[int, Finish | None]:
+        """A token, and why the text ends there, if it does; one that it stops at is no part of it.
+
+        Raises:
+            UserError: logits are not finite.
+        """
+        token = self._sampler.draw(logits_V, self.transcript.tokens)
+        if token in self._stop_ids:
+            return token, "stop"
+        if self._left is not None:
+            self._left -= 1
+        full = len(self.transcript.tokens) == self.transcript.session.context
+        return token, "length" if full or self._left == 0 else None
 
 
 def generate_tokens(
@@ -103,15 +149,13 @@ def generate_tokens(
     logits_V, fed = transcript.become(prompt)
     if coins_for_prompt:
         sampler.skip(fed - 1)
-    drawn = 0
+    drawing = Drawing(transcript, sampler, limit, stop_ids)
     while True:
-        token = sampler.draw(logits_V, transcript.tokens)
-        if token in stop_ids:
-            return "stop"
-        yield token
-        drawn += 1
-        if (limit is not None and drawn >= limit) or len(transcript.tokens) == transcript.session.context:
-            return "length"
+        token, finish = drawing.draw(logits_V)
+        if finish != "stop":
+            yield token
+        if finish:
+            return finish
         logits_V = transcript.append(token)
 
 
@@ -153,37 +197,63 @@ class StopStrings:
         return next((length for length in lengths if any(s.startswith(text[-length:]) for s in self._strings)), 0)
 
 
-class Generation:
-    """The text that follows a prompt, to be iterated over once: pieces of complete UTF-8, none of them empty.
+class Text:
+    """A text as it becomes certain, token by token: complete UTF-8, up to a string that ends it.
 
     Args:
-        tokens: from `generate_tokens`.
-        decoder: turns them into text; it has seen the prompt, where the text goes on within the prompt's sequence.
+        decoder: turns tokens into text; it has seen the prompt, where the text goes on within the prompt's sequence.
         stop: strings that end the text. Nothing of them is given out.
 
     Attributes:
         drawn: the tokens so far, those of a stop string among them.
         text: what was given out so far.
-        finish: why it ended; None while it has not, or where its consumer left it.
+        finish: why it ended: "stop" once a stop string has come, else for whoever draws it to say; None while it has
+            not, or where its reader left it.
+    """
+
+    def __init__(self, decoder: StreamDecoder, stop: Sequence[str] = ()) -> None:
+        self.drawn: list[int] = []
+        self.text = ""
+        self.finish: Finish | None = None
+        self._decoder = decoder
+        self._stop = StopStrings(stop)
+
+    def push(self, token: int) -> str:
+        """Take a token and return the text that is now certain, possibly none."""
+        self.drawn.append(token)
+        piece = self._stop.push(self._decoder.push(token))
+        self.text += piece
+        if self._stop.found:
+            self.finish = "stop"
+        return piece
+
+    def flush(self) -> str:
+        """What was kept back, where no more tokens come."""
+        piece = self._stop.push(self._decoder.flush()) + self._stop.flush()
+        self.text += piece
+        return piece
+
+
+class Generation(Text):
+    """The text that follows a prompt, to be iterated over once: pieces of complete UTF-8, none of them empty.
+
+    Args:
+        tokens: from `generate_tokens`.
+        decoder, stop: as `Text` takes them.
+
+    Attributes:
         first_seconds: from the start to the first token: the time that reading the prompt takes.
         seconds: from the start to the last token.
     """
 
     def __init__(self, tokens: Generator[int, None, Finish], decoder: StreamDecoder, stop: Sequence[str] = ()) -> None:
-        self.drawn: list[int] = []
-        self.text = ""
-        self.finish: Finish | None = None
+        super().__init__(decoder, stop)
         self.first_seconds = 0.0
         self.seconds = 0.0
         self._tokens = tokens
-        self._decoder = decoder
-        self._stop = StopStrings(stop)
 
     def __iter__(self) -> Iterator[str]:
-        for piece in self._pieces():
-            self.text += piece
-            if piece:
-                yield piece
+        yield from filter(None, self._pieces())
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -193,18 +263,14 @@ class Generation:
 
     def _pieces(self) -> Iterator[str]:
         began = time.perf_counter()
-        tokens = self._ending_with_its_reason(self._tokens)
-        for token in tokens:
-            self.drawn.append(token)
+        for token in self._ending_with_its_reason(self._tokens):
             self.seconds = time.perf_counter() - began
-            if len(self.drawn) == 1:
+            if not self.drawn:
                 self.first_seconds = self.seconds
-            yield self._stop.push(self._decoder.push(token))
-            if self._stop.found:
-                self.finish = "stop"
+            yield self.push(token)
+            if self.finish:
                 return
-        yield self._stop.push(self._decoder.flush())
-        yield self._stop.flush()
+        yield self.flush()
 
     def _ending_with_its_reason(self, tokens: Generator[int, None, Finish]) -> Generator[int, None, None]:
         self.finish = yield from tokens

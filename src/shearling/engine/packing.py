@@ -1,5 +1,6 @@
 """Stored tensors as the kernels take them: floats where they lie in the file, quantized weights in tiles of 16 rows."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -48,16 +49,20 @@ class _Arena:
 class Packed:
     """The matrices of a model as records of MATRIX, and the arrays that they lead to.
 
+    Args:
+        count: is told of bytes that were read and are not needed any more.
+
     Attributes:
         records: in the order in which they were added.
         quantized: whether any of them meets quantized vectors.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, count: Callable[[int], None]) -> None:
         self.records: list[npt.NDArray[Any]] = []
         self.quantized = False
         self._kept: list[Part] = []
         self._arena = _Arena()
+        self._count = count
 
     @property
     def nbytes(self) -> int:
@@ -75,7 +80,10 @@ class Packed:
         record["rows"], record["columns"] = tensor.shape
         codec = kernel_codec(tensor)
         if codec.name in IN_PLACE:
-            parts = tensor.parts if codec.name == tensor.codec.name else _encoded(tensor, codec)
+            parts = tensor.parts
+            if codec.name != tensor.codec.name:
+                parts = _encoded(tensor, codec)
+                self._count(tensor.nbytes)
             kind = codec.name
             record["values"] = self.address(np.ascontiguousarray(parts[0]))
             record["unit_bytes"] = codec.row_bytes(tensor.shape[1]) * LANES
@@ -110,6 +118,7 @@ class Packed:
             scales[place] = _by_lane(part.scales)
             if minimums is not None and part.minimums is not None:
                 minimums[place] = _by_lane(part.minimums)
+            self._count(tensor.codec.row_bytes(columns) * len(part.values))
         record["offset"], record["unit_bytes"] = offset, values.strides[0]
         record["blocks_per_scale"] = sample.group // BLOCK
         record["values"], record["scales"] = self.address(values), self.address(scales)

@@ -10,17 +10,31 @@ What llama2.c does not have (repetition penalty, top-k, min-p) acts before, and 
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from shearling.engine.arguments import number, whole_number
 from shearling.errors import UserError
 from shearling.quantization import FloatArray
 
 SEQUENTIAL = 4096
 BLOCK = 256
 CLOCK_SEEDS = 1 << 32
+
+
+RANGES: dict[str, tuple[Callable[[str, object], float], Callable[[Any], bool], str]] = {
+    "temperature": (number, lambda value: value >= 0, "at least 0"),
+    "top_p": (number, lambda value: 0 <= value <= 1, "between 0 and 1"),
+    "top_k": (whole_number, lambda value: value >= 0, "at least 0"),
+    "min_p": (number, lambda value: 0 <= value <= 1, "between 0 and 1"),
+    "repetition_penalty": (number, lambda value: 0 < value < math.inf, "above 0"),
+    "repetition_window": (whole_number, lambda value: value >= 0, "at least 0"),
+    "seed": (whole_number, lambda value: 0 <= value < 1 << 64, "between 0 and 2^64 - 1"),
+}
+"""Of each field of `Sampling`: what makes a number of it, whether that fits, and what does, in words."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +53,7 @@ class Sampling:
         seed: of the coins, 1 to 2^64 - 1; 0 and None take the clock.
 
     Raises:
-        UserError: a value is out of its range.
+        UserError: a value is no number, or out of its range.
     """
 
     temperature: float = 1.0
@@ -51,18 +65,14 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        ranges = {
-            "temperature": (self.temperature >= 0, "at least 0"),
-            "top_p": (0 <= self.top_p <= 1, "between 0 and 1"),
-            "top_k": (self.top_k >= 0, "at least 0"),
-            "min_p": (0 <= self.min_p <= 1, "between 0 and 1"),
-            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0"),
-            "repetition_window": (self.repetition_window >= 0, "at least 0"),
-            "seed": (self.seed is None or 0 <= self.seed < 1 << 64, "between 0 and 2^64 - 1"),
-        }
-        for name, (fits, range_) in ranges.items():
-            if not fits:
-                raise UserError(f"{name} {getattr(self, name)}: should be {range_}")
+        for name, (kind, fits, range_) in RANGES.items():
+            given = getattr(self, name)
+            if given is None and name == "seed":
+                continue
+            value = kind(name, given)
+            if not fits(value):
+                raise UserError(f"{name} {value}: should be {range_}")
+            object.__setattr__(self, name, value)  # Python's own: numpy's integers overflow in the generator
 
 
 def clock_seed() -> int:

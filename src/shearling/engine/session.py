@@ -6,9 +6,13 @@ Generation, chat and the Python API know only this. Imports no torch.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from shearling.engine.arguments import whole_number
 from shearling.errors import UserError
+from shearling.machine import available_cores
 from shearling.models.spec import ModelSpec
 from shearling.quantization import FloatArray
+
+THREADS_A_CORE = 4
 
 
 def fitting_context(spec: ModelSpec, context: int | None) -> int:
@@ -17,9 +21,23 @@ def fitting_context(spec: ModelSpec, context: int | None) -> int:
     Raises:
         UserError: the model does not take so many.
     """
-    if context is not None and not 0 < context <= spec.max_seq_len:
-        raise UserError(f"context {context}: the model takes 1 to {spec.max_seq_len} tokens")
-    return context or spec.max_seq_len
+    longest = spec.max_seq_len
+    if context is not None and not 0 < whole_number("context", context) <= longest:
+        raise UserError(f"context {context}: the model takes 1 to {longest} tokens")
+    return context or longest
+
+
+def fitting_threads(threads: int | None) -> int:
+    """How many threads work together: as many as are asked for, or one for each core.
+
+    Raises:
+        UserError: so many would only wait for one another.
+    """
+    cores = available_cores()
+    most = THREADS_A_CORE * cores
+    if threads is not None and not 0 < whole_number("threads", threads) <= most:
+        raise UserError(f"threads {threads}: there are {cores} cores: take 1 to {most}")
+    return threads or cores
 
 
 class Session(ABC):

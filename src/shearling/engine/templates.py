@@ -5,19 +5,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from shearling.data.tokenizers.base import Tokenizer
+from shearling.engine.arguments import check_text
 from shearling.errors import UserError
-
-
-def check_text(text: str, what: str) -> None:
-    """Refuse a text that no tokenizer takes.
-
-    Raises:
-        UserError: it is no valid UTF-8.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # a command line's undecodable bytes arrive as lone surrogates
-        raise UserError(f"{what} is no valid UTF-8: check the terminal's encoding") from None
 
 
 @dataclass(frozen=True)
@@ -47,8 +36,9 @@ class Message:
         Raises:
             UserError: a key is missing, is another, or has no text.
         """
-        if value.keys() != {"role", "content"} or not all(isinstance(text, str) for text in value.values()):
-            raise UserError(f"a message has the texts role and content, and nothing else: not {dict(value)!r:.80}")
+        given = value if isinstance(value, Mapping) else {}
+        if given.keys() != {"role", "content"} or not all(isinstance(text, str) for text in given.values()):
+            raise UserError(f"a message has the texts role and content, and nothing else: not {value!r:.80}")
         return cls(value["role"], value["content"])
 
 
@@ -72,8 +62,8 @@ class Llama2Template:
     """
 
     def tokens(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-        system = messages[0].content if messages and messages[0].role == "system" else ""
-        turns = messages[1:] if messages and messages[0].role == "system" else messages
+        opened = len(messages) > 0 and messages[0].role == "system"
+        system, turns = (messages[0].content, messages[1:]) if opened else ("", messages)
         if [turn.role for turn in turns] != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
             raise UserError("Llama 2's template takes a system message or none, then user and assistant by turns, "
                             f"the user last: not {', '.join(message.role for message in messages)}")  # fmt: skip

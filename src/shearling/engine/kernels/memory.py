@@ -209,8 +209,24 @@ def store_halves(builder: Any, address: Any, x: Any) -> Any:
     return call_llvm(builder, f"llvm.vector.reduce.add.v{LANES}i32", WORD, [whole])
 
 
+def _prefetch(builder: Any, where: Any, locality: int) -> None:
+    options = [ir.Constant(WORD, option) for option in (0, locality, 1)]  # to read; which cache; data
+    call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), [where, *options])
+
+
 @operation(types.void, types.int64)
 def prefetch(builder: Any, address: Any) -> Any:
     """Ask for the 64 bytes around an address, which need not exist, ahead of time."""
-    where = builder.inttoptr(address, BYTE.as_pointer())
-    call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), [where, *(ir.Constant(WORD, value) for value in (0, 2, 1))])
+    _prefetch(builder, builder.inttoptr(address, BYTE.as_pointer()), 2)
+
+
+@intrinsic
+def fetch_at(typing_context, pointer, index):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """As `prefetch`, of the index-th number."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        address, index = values
+        _prefetch(builder, place_of(builder, address, index, signature.args[0], None), 3)
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.int64), generate
