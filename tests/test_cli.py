@@ -1,15 +1,18 @@
 """The command line as a user meets it."""
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from shearling.cli import main
-from shearling.errors import UserError
+from shearling.errors import Interrupted, UserError
 
 PRELN = "configs/experiments/preln.yaml"
 
@@ -104,6 +107,73 @@ def test_what_ends_a_command_sets_the_status(monkeypatch, raised, code):
 
     monkeypatch.setattr("shearling.experiments.summary.summarize", ended)
     assert status("show", PRELN) == code
+
+
+def test_ctrl_c_ends_the_line_and_says_so(monkeypatch, capsys):
+    def ended(*_):
+        print("half a li", end="")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shearling.experiments.summary.summarize", ended)
+    assert status("show", PRELN) == 130
+    assert capsys.readouterr() == ("half a li", "\ninterrupted\n")
+
+
+def test_ctrl_c_while_the_command_line_is_read_says_so(monkeypatch, capsys):
+    def ended(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("typer.main.get_command", ended)
+    assert status("show", PRELN) == 130
+    assert capsys.readouterr() == ("", "\ninterrupted\n")
+
+
+def test_a_run_that_has_answered_ctrl_c_by_saving_says_no_more(monkeypatch, capsys):
+    def ended(*_):
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr("shearling.experiments.summary.summarize", ended)
+    assert status("show", PRELN) == 130
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+@pytest.mark.parametrize(
+    "command", [["schema"], ["--help"], ["show", PRELN, "--json"], ["download", "--list"]], ids=" ".join
+)
+def test_output_that_finds_no_room_ends_any_command_with_a_line(command):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "shearling", *command], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    line = "error: standard output: cannot be written (No space left on device): make room, or send it elsewhere\n"
+    assert (done.returncode, done.stderr) == (1, line)
+
+
+@pytest.mark.parametrize("command", [["schema"], ["--help"], ["download", "--list"]], ids=" ".join)
+def test_a_reader_that_has_gone_ends_any_command_in_silence(command):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        done = subprocess.run(
+            [sys.executable, "-m", "shearling", *command], stdout=gone, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_the_error_of_a_file_is_not_taken_for_that_of_the_output(monkeypatch):
+    def broken(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shearling.experiments.summary.summarize", broken)
+    with pytest.raises(OSError, match="No space left"):
+        main(["show", PRELN])
+
+
+def test_without_an_output_a_command_still_runs():
+    command = [sys.executable, "-m", "shearling", "schema"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, timeout=60, preexec_fn=lambda: os.close(1))
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_missing_argument_is_a_usage_error():

@@ -1,7 +1,9 @@
 """Conversion: the model that comes out is the one that went in, or nothing comes out."""
 
+import errno
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,8 @@ import torch
 from convert_models import LLAMA2C, left_in, logits, made
 
 from shearling.cli import main
-from shearling.data.tokenizers import load_tokenizer
+from shearling.data.tokenizers import load_tokenizer, train_tokenizer
+from shearling.data.tokenizers.conversion import to_sentencepiece, to_tokenizer_bin
 from shearling.engine.reference import ReferenceEngine
 from shearling.errors import UserError
 from shearling.experiments.convert import convert, report
@@ -180,6 +183,22 @@ class TestPerplexity:
         assert figures["change_percent"] == pytest.approx(100 * (figures["result"] / figures["source"] - 1))
         assert figures["change_percent"] != 0
 
+    @pytest.mark.parametrize(("name", "reason"), [("gone", "No such file"), ("x" * 300, "File name too long")])
+    def test_of_what_cannot_be_read_is_refused(self, tok512, name, reason):
+        with pytest.raises(UserError, match=rf"{name}: cannot be read \({reason}"):
+            sample_tokens(Path(name), load_tokenizer(tok512))
+
+    def test_of_what_is_no_text_is_refused(self, stories, tok512, tmp_path):
+        with pytest.raises(UserError, match=r"stories260K\.bin: no text in UTF-8"):
+            sample_tokens(stories, load_tokenizer(tok512))
+
+    def test_of_a_text_whose_beginning_ends_within_a_letter_is_of_what_is_whole(self, tok512, tmp_path, monkeypatch):
+        module = sys.modules["shearling.experiments.convert.perplexity"]  # its package has a function of that name
+        monkeypatch.setattr(module, "BYTES_READ", 3)
+        (tmp_path / "a.txt").write_text("Zoé")
+        tokenizer = load_tokenizer(tok512)
+        assert sample_tokens(tmp_path / "a.txt", tokenizer) == [tokenizer.bos_id, *tokenizer.encode("Zo")]
+
     def test_without_rounding_does_not_change(self, trained, corpus, tmp_path):
         assert convert(trained, tmp_path / "a.gguf", data=corpus)["perplexity"]["change_percent"] == pytest.approx(
             0, abs=1e-3
@@ -192,17 +211,97 @@ class TestPerplexity:
             convert(stories, tmp_path / "a.gguf", tokenizer=tok512, data=corpus)
 
 
+@pytest.fixture(scope="module")
+def other300() -> dict[str, bytes]:
+    """Another tokenizer of 300 pieces, in the files that are looked for beside a model."""
+    other = train_tokenizer([f"Quite {n} other words, and {2 * n} pieces of them." for n in range(300)], 300)
+    content = to_tokenizer_bin(other)
+    return {"tok300.bin": content, "tokenizer.bin": content, "tokenizer.model": to_sentencepiece(other)}
+
+
 class TestTheTokenizerBesideABin:
     def test_is_found_again(self, trained, tmp_path):
         figures = convert(trained, tmp_path / "a.bin")
         assert left_in(tmp_path) == {"a.bin", "tok300.bin"}
         assert "tok300.bin" in figures["notes"][0]
 
-    def test_of_another_model_is_left_as_it_is(self, trained, tmp_path):
-        (tmp_path / "tok300.bin").write_bytes(b"another's")
-        figures = convert(trained, tmp_path / "a.bin")
-        assert (tmp_path / "tok300.bin").read_bytes() == b"another's"
-        assert "another tokenizer" in figures["notes"][0]
+    @pytest.mark.parametrize("given", ["tok512.bin", "mine.bin"])
+    def test_that_was_named_is_found_by_its_size_whatever_its_file_is_called(self, stories, tok512, tmp_path, given):
+        mine = Path(shutil.copy(tok512, tmp_path / given))
+        figures = convert(stories, tmp_path / "out.bin", tokenizer=mine)
+        assert figures["notes"] == [f"the tokenizer is {tmp_path / 'tok512.bin'}"]
+        assert left_in(tmp_path) == {"out.bin", "tok512.bin", given}
+        text = "Once upon a time, Zoë met a 🐑."
+        assert open_checkpoint(tmp_path / "out.bin").tokenizer.encode(text) == load_tokenizer(tok512).encode(text)
+
+    def test_that_is_there_already_stays_as_it_is(self, stories, tok512, tmp_path):
+        """The same tokenizer with another number in its header, which no program reads."""
+        mine = tmp_path / "tok512.bin"
+        mine.write_bytes(b"\x09\0\0\0" + tok512.read_bytes()[4:])
+        before = mine.stat()
+        figures = convert(stories, tmp_path / "out.bin", tokenizer=tok512)
+        assert figures["notes"] == [f"the tokenizer is {mine}"]
+        assert (mine.stat().st_mtime_ns, mine.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+
+    @pytest.mark.parametrize("name", ["tok300.bin", "tokenizer.bin", "tokenizer.model"])
+    @pytest.mark.parametrize("content", ["another's", "damaged"])
+    def test_is_not_taken_from_another_model(self, trained, tmp_path, name, content, other300):
+        (tmp_path / name).write_bytes(other300[name] if content == "another's" else b"no tokenizer")
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(UserError, match=rf"{name}: another tokenizer, which would be taken for that of .*a\.bin"):
+            convert(trained, tmp_path / "a.bin")
+        assert left_in(tmp_path) == {name}
+        assert (tmp_path / name).read_bytes() == before
+
+    def test_of_another_size_is_no_matter(self, trained, tmp_path, tok512):
+        shutil.copy(tok512, tmp_path / "tokenizer.bin")
+        assert convert(trained, tmp_path / "a.bin")["notes"] == [f"the tokenizer is {tmp_path / 'tok300.bin'}"]
+        ours, theirs = open_checkpoint(tmp_path / "a.bin").tokenizer, open_checkpoint(trained).tokenizer
+        assert ours.encode("Lily saw a cat.") == theirs.encode("Lily saw a cat.")
+
+    def test_is_replaced_with_a_word_where_it_can_be_no_other_model_s(self, trained, tmp_path, other300):
+        (tmp_path / "tok300.bin").write_bytes(other300["tok300.bin"])
+        figures = convert(trained, tmp_path / "a.bin", overwrite=True)
+        assert figures["notes"] == [f"the tokenizer is {tmp_path / 'tok300.bin'}, in place of another that was there"]
+        ours, theirs = open_checkpoint(tmp_path / "a.bin").tokenizer, open_checkpoint(trained).tokenizer
+        assert ours.encode("Lily saw a cat.") == theirs.encode("Lily saw a cat.")
+
+    def test_does_not_replace_a_folder(self, trained, tmp_path):
+        (tmp_path / "tok300.bin").mkdir()
+        with pytest.raises(UserError, match=r"tok300\.bin: another tokenizer.*another folder$"):
+            convert(trained, tmp_path / "a.bin", overwrite=True)
+        assert (tmp_path / "tok300.bin").is_dir()
+
+    def test_is_not_replaced_where_another_model_lies_beside_it(self, trained, stories, tmp_path, other300):
+        shutil.copy(stories, tmp_path / "stories.bin")
+        (tmp_path / "tok300.bin").write_bytes(other300["tok300.bin"])
+        with pytest.raises(UserError, match=r"\(perhaps that of stories\.bin\).*another folder$"):
+            convert(trained, tmp_path / "a.bin", overwrite=True)
+        assert (tmp_path / "tok300.bin").read_bytes() == other300["tok300.bin"]
+
+    @pytest.mark.parametrize("name", ["tok512.bin", "tokenizer.bin"])
+    def test_keeps_its_name_from_the_model(self, stories, tok512, tmp_path, name):
+        with pytest.raises(UserError, match=f"{name}: a model's tokenizer goes by this name: name the model otherwise"):
+            convert(stories, tmp_path / name, tokenizer=tok512, overwrite=True)
+        assert left_in(tmp_path) == set()
+
+    def test_with_fewer_pieces_than_the_model_is_to_be_named(self, tok512, tmp_path):
+        figures = convert(made(tmp_path / "source", vocab_size=520), tmp_path / "a.bin", tokenizer=tok512)
+        file = tmp_path / "tok520.bin"
+        assert figures["notes"] == [
+            f"the tokenizer is {file}; it has fewer pieces than the model has rows: give it with -z {file}"
+        ]
+        assert open_checkpoint(tmp_path / "a.bin").tokenizer is None
+        assert open_checkpoint(tmp_path / "a.bin", file).tokenizer.vocab_size == 512
+
+    def test_that_cannot_be_written_leaves_no_model(self, trained, tmp_path, monkeypatch):
+        def full(path, content):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_bytes", full)
+        with pytest.raises(UserError, match=r"tok300\.bin: cannot be written \(No space left on device\): make room"):
+            convert(trained, tmp_path / "a.bin")
+        assert left_in(tmp_path) == set()
 
     def test_that_llama2c_cannot_hold_is_not_written(self, tmp_path, assets):
         made(tmp_path / "source", vocab_size=50257)
@@ -242,7 +341,7 @@ class TestTheCommand:
 
     def test_tells_rate_and_time_left_where_it_takes_longer(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr("shearling.experiments.convert.SECONDS_OF_SILENCE", -1)
-        monkeypatch.setattr("shearling.formats.progress.SECONDS_BETWEEN_LINES", -1)
+        monkeypatch.setattr("shearling.progress.SECONDS_BETWEEN_LINES", -1)
         convert(made(tmp_path / "source"), tmp_path / "a.gguf")
         err = capsys.readouterr().err
         for what in ("writing", "reading back"):

@@ -1,6 +1,8 @@
 """Where a conversion is refused, what it may replace, and what is left where it ends early."""
 
+import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +25,10 @@ class TestRefusals:
         [
             ("a.gguf", {"to": "ggufs"}, "--to ggufs: no format that is written here: did you mean gguf"),
             ("a.gguf", {"to": "llama2c"}, "named as GGUF"),
-            ("a.pth", {}, r"no model is written as \.pth: name a file \.gguf or \.bin, or a folder"),
+            ("a.pth", {}, r"no model is written as \.pth: name a file \.gguf or \.bin, or a folder; with --to run, "),
+            ("a.bim", {}, r"no model is written as \.bim \(did you mean \.bin\?\)"),
+            ("a.Guff", {}, r"no model is written as \.Guff \(did you mean \.gguf\?\)"),
+            ("v1.5.safetensors", {}, r"no model is written as \.safetensors"),
             ("a.gguf", {"dtype": "f16", "quantize": "q8_0"}, "give one"),
             ("a.gguf", {"dtype": "q8_0"}, "--dtype q8_0: one of f32, f16, bf16"),
             ("a.gguf", {"quantize": "f16"}, "--quantize f16: one of .*; for floats there is --dtype"),
@@ -37,7 +42,10 @@ class TestRefusals:
             ("a.bin", {"version": 1, "quantize": "q8_0"}, "take version 2"),
             ("a.bin", {"version": 2, "dtype": "f32"}, "take version 0 or 1"),
             ("a.bin", {"dtype": "bf16"}, "bf16: llama2.c's .bin holds f32, int8"),
-            ("gone/a.gguf", {}, "no such folder: make it first"),
+            ("gone/a.gguf", {}, "gone: no such folder: make it first"),
+            ("source/experiment_config.yaml/a.gguf", {}, "experiment_config.yaml: is no folder: name another"),
+            (f"{'x' * 300}.gguf", {}, r"cannot be written \(File name too long\): name another destination"),
+            (f"{'x' * 250}.gguf", {}, r"cannot be written \(File name too long\): .*name another destination"),
         ],
     )
     def test_of_options_come_before_anything_is_written(self, tmp_path, name, options, words):
@@ -79,6 +87,12 @@ class TestRefusals:
         with pytest.raises(UserError, match="holds the source"):
             convert(tmp_path / "out" / "source", tmp_path / "out", overwrite=True)
 
+    def test_of_a_loop_of_links(self, tmp_path):
+        made(tmp_path / "source")
+        (tmp_path / "loop").symlink_to("loop")
+        with pytest.raises(UserError, match="loop"):
+            convert(tmp_path / "source", tmp_path / "loop", overwrite=True)
+
     def test_of_a_folder_that_holds_no_model(self, tmp_path):
         made(tmp_path / "source")
         (tmp_path / "letters").mkdir()
@@ -86,6 +100,33 @@ class TestRefusals:
         with pytest.raises(UserError, match="holds no model, so it is not overwritten"):
             convert(tmp_path / "source", tmp_path / "letters", overwrite=True)
         assert (tmp_path / "letters" / "to_ada.txt").exists()
+
+    def test_of_a_file_that_is_no_model(self, tmp_path):
+        made(tmp_path / "source")
+        (tmp_path / "a.gguf").write_text("Dear Ada")
+        with pytest.raises(UserError, match="holds no model, so it is not overwritten"):
+            convert(tmp_path / "source", tmp_path / "a.gguf", overwrite=True)
+        assert (tmp_path / "a.gguf").read_text() == "Dear Ada"
+
+    def test_of_what_is_neither_file_nor_folder(self, tmp_path):
+        made(tmp_path / "source")
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(UserError, match="holds no model, so it is not overwritten"):
+            convert(tmp_path / "source", tmp_path / "pipe", to="gguf", overwrite=True)
+        assert (tmp_path / "pipe").is_fifo()
+
+    @pytest.mark.parametrize("option", ["tokenizer", "data"])
+    def test_of_what_is_read_besides_the_source(self, tmp_path, assets, option):
+        made(tmp_path / "source", vocab_size=512)
+        read = shutil.copy(assets / "tokenizers" / "tok512" / "tok512.bin", tmp_path / "a.gguf")
+        with pytest.raises(UserError, match=f"{read}: is read, as tokenizer or data: name another"):
+            convert(tmp_path / "source", tmp_path / "a.gguf", overwrite=True, **{option: read})
+
+    def test_of_a_folder_that_holds_what_is_read_besides_the_source(self, tmp_path):
+        convert(made(tmp_path / "source"), tmp_path / "hf")
+        (tmp_path / "hf" / "a.txt").write_text("Dear Ada")
+        with pytest.raises(UserError, match=r"hf: holds .*a\.txt, which is read"):
+            convert(tmp_path / "source", tmp_path / "hf", data=tmp_path / "hf" / "a.txt", overwrite=True)
 
     def test_of_a_file_in_the_place_of_a_folder(self, tmp_path):
         made(tmp_path / "source")
@@ -101,7 +142,29 @@ class TestRefusals:
         assert left_in(tmp_path) == {"source"}
 
 
+class TestAFolderSName:
+    @pytest.mark.parametrize("name", ["mine-v1.5", "SmolLM2-1.7B", "Llama-3.2-1B-Instruct", ".hidden", "mine."])
+    def test_may_have_dots_before_other_things_than_letters(self, tmp_path, name):
+        assert convert(made(tmp_path / "source"), tmp_path / name)["format"] == "huggingface"
+        assert (tmp_path / name / "config.json").is_file()
+
+    def test_may_be_any_where_the_format_is_named(self, tmp_path):
+        made(tmp_path / "source")
+        for to, name in (("huggingface", "a.mine"), ("gguf", "b.mine")):
+            assert convert(tmp_path / "source", tmp_path / name, to=to)["format"] == to
+
+    def test_may_be_any_where_the_folder_is_there(self, tmp_path):
+        (tmp_path / "a.mine").mkdir()
+        convert(made(tmp_path / "source"), tmp_path / "a.mine", overwrite=True)
+        assert (tmp_path / "a.mine" / "config.json").is_file()
+
+
 class TestOverwriting:
+    def test_replaces_an_empty_file(self, tmp_path):
+        (tmp_path / "a.gguf").touch()
+        convert(made(tmp_path / "source"), tmp_path / "a.gguf", overwrite=True)
+        np.testing.assert_allclose(logits(tmp_path / "a.gguf"), logits(tmp_path / "source"), atol=1e-4)
+
     @pytest.mark.parametrize(("name", "options"), [("a.gguf", {}), ("hf", {}), ("run", {"to": "run"})])
     def test_replaces_the_model_that_was_there(self, tmp_path, name, options):
         convert(made(tmp_path / "old", init_std=0.1), tmp_path / name, **options)

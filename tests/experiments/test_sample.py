@@ -172,6 +172,19 @@ class TestTheCommand:
         assert err.count("\n") == 1
         assert named in err
 
+    @pytest.mark.parametrize("flags", [["-y", "Be kind."], ["-m", "chat", "--json"]])
+    def test_refuses_what_has_no_meaning_before_the_model_is_opened(self, capsys, flags):
+        assert "nowhere" not in command(capsys, "generate", "nowhere", *flags)[2]
+
+    def test_interrupted_ends_its_line_and_says_so(self, stories, capsys, monkeypatch):
+        def write(text):
+            print(text, end="")
+            if text == ",":
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr("shearling.cli.writing._write", write)
+        assert command(capsys, "generate", *stories, "-t", "0") == (130, "Once upon a time,", "\ninterrupted\n")
+
     @pytest.mark.parametrize(
         "flags", ["-n -1", "-t -1", "-p 2", "-s -1", "-m sing", "--kv f64", "--threads 0", "--top-k -1", "--min-p 2"]
     )

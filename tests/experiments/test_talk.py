@@ -14,6 +14,7 @@ import pytest
 from shearling.engine.api import Model
 from shearling.engine.reference import ReferenceEngine
 from shearling.engine.sampling import Sampling
+from shearling.engine.templates import Llama2Template
 from shearling.errors import UserError
 from shearling.experiments.talk import talk
 from shearling.formats import open_checkpoint
@@ -80,9 +81,23 @@ class TestThroughAPipe:
         piped(b"\n  \nHello\n\n")
         assert conversation(model)[0] == replies(model, "Hello")[0] + "\n"
 
-    def test_bytes_that_are_no_text_are_read_all_the_same(self, model, piped):
-        piped(b"Hel\xfflo\n")
-        assert conversation(model)[0] == replies(model, "Hel\ufffdlo")[0] + "\n"
+    def test_bytes_that_are_no_text_are_refused_by_their_line(self, model, piped):
+        piped(b"Hello\n\nHel\xfflo\n")
+        pieces = []
+        with pytest.raises(UserError, match=r"^line 3 of standard input is no valid UTF-8"):
+            conversation(model, pieces.append)
+        assert "".join(pieces) == replies(model, "Hello")[0] + "\n"
+
+    def test_a_refused_turn_leaves_no_line(self, model, piped):
+        piped(b"word " * 600)
+        pieces = []
+        with pytest.raises(UserError):
+            conversation(model, pieces.append)
+        assert pieces == []
+
+    def test_an_empty_reply_is_a_line(self, model, piped):
+        piped(b"Hello\n")
+        assert conversation(model, stop=[replies(model, "Hello")[0][:1]])[0] == "\n"
 
     def test_a_refused_turn_ends_it(self, model, piped):
         piped(b"word " * 600 + b"\nHello\n")
@@ -98,6 +113,27 @@ class TestThroughAPipe:
         piped(b"Hello\nTell me more\n")
         text, _ = conversation(model, positions=30, limit=None)
         assert text.count("\n") == 1
+
+    @pytest.mark.parametrize(
+        ("positions", "word"),
+        [(30, "the conversation has its 30 tokens (-n): the reply ends here"),
+         (0, "the context is full: the reply ends here")],
+    )  # fmt: skip
+    def test_why_a_reply_was_cut_is_said_on_a_line_of_its_own(self, model, piped, positions, word):
+        piped(b"Hello\n")
+        shown = io.StringIO()  # what a terminal shows of both
+
+        def say(said):
+            shown.write(f"{said}\n")
+
+        short = Model(ReferenceEngine(model._checkpoint), model._checkpoint)
+        short.engine.context = 40
+        talk(short, GREEDY, positions=positions, llama2_template=True, write=shown.write, say=say)
+        reply, said = shown.getvalue().rsplit("\n", 2)[:2]
+        assert said == word
+        (whole,) = replies(model, "Hello", positions=positions or 40, template=Llama2Template())[:1]
+        assert len(whole) >= 8
+        assert reply.startswith(whole[:8])
 
 
 class TestAtATerminal:
@@ -128,6 +164,16 @@ class TestAtATerminal:
         assert len(lines) == 2
         assert f"Assistant: {whole}".startswith(lines[0])
         assert len(lines[0]) < len(f"Assistant: {whole}")
+
+    def test_what_is_forgotten_is_said_before_the_reply(self, model, typed):
+        typed("Hello", "Tell me more")
+        short = Model(ReferenceEngine(model._checkpoint), model._checkpoint)
+        short.engine.context = 40
+        shown = []
+        talk(short, GREEDY, limit=8, llama2_template=True, write=shown.append, say=shown.append)
+        place = next(place for place, text in enumerate(shown) if "forgot the oldest turn" in text)
+        assert shown[place - 1] == "\n"
+        assert shown[place + 1].startswith("Assistant: ")
 
     def test_what_is_refused_is_said_and_another_turn_asked_for(self, model, typed):
         typed("word " * 600, "Hello")

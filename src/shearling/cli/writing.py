@@ -94,15 +94,15 @@ def generate(
     from shearling.experiments.sample import open_model, write_text
     from shearling.experiments.talk import talk
 
+    if mode is Mode.chat and as_json:
+        raise UserError("--json: a conversation has no figures: leave it out, or -m chat")
+    if mode is Mode.generate and system is not None:
+        raise UserError("-y: a text to continue has no system prompt: add -m chat, or leave it out")
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, repetition_window, seed)
     opened = open_model(model, tokenizer=tokenizer, threads=threads, context=context, kv=kv.value)
     if mode is Mode.chat:
-        if as_json:
-            raise UserError("--json: a conversation has no figures: leave it out, or -m chat")
         talk(opened, sampling, first=prompt, system=system, stop=stop or (), positions=steps, write=_write, say=say)
         return
-    if system is not None:
-        raise UserError("-y: a text to continue has no system prompt: add -m chat, or leave it out")
     write = _silent if as_json else _write
     written = write_text(opened, prompt or "", steps=steps, sampling=sampling, stop=stop or (), write=write, say=say)
     if as_json:

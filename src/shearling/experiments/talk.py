@@ -1,11 +1,12 @@
 """A conversation in the terminal, or through a pipe: a line is a turn."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from io import TextIOWrapper
 
 from shearling.engine.api import Model
+from shearling.engine.arguments import check_text
 from shearling.engine.chat import Conversation
 from shearling.engine.sampling import Sampling
 from shearling.engine.templates import Llama2Template
@@ -41,35 +42,27 @@ def talk(
         stop: strings that end a reply.
         llama2_template: talk as Llama 2 does, whatever template the model carries.
         write: takes the replies' text.
-        say: takes a word to the user.
+        say: takes a word to the user, on a line of its own.
 
     Raises:
         UserError: a turn is refused, and nobody is there to give another.
     """
+    page = _Page(write, say)
     template = Llama2Template() if llama2_template else model.template
+    conversation = model.conversation(
+        sampling, system=system or "", template=template, limit=limit, stop=stop,
+        positions=model.context if positions == 0 else positions, say=page.say,
+    )  # fmt: skip
     if not llama2_template and isinstance(template, Llama2Template):
         say(f"{model.origin} comes without a chat template: it is talked to as Llama 2")
-    conversation = model.conversation(
-        sampling, system=system or "", template=template, limit=limit, stop=stop, positions=positions or None, say=say
-    )
     at_terminal = sys.stdin.isatty()
     if at_terminal:
         with suppress(ImportError):  # where there is none, lines are edited as the terminal can
             import readline  # noqa: F401 (importing it gives input() its keys)
         say(HELP)
     if isinstance(sys.stdin, TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")
-    while positions is None or not conversation.full:
-        try:
-            turn, first = (input("User: " if at_terminal else "") if first is None else first), None
-        except EOFError:
-            break
-        except KeyboardInterrupt:
-            if not at_terminal:
-                raise
-            write("\n")
-            say(HELP)
-            continue
+        sys.stdin.reconfigure(errors="surrogateescape")  # what is no text is refused by its line
+    for where, turn in _turns(first, at_terminal, write, say):
         if turn.strip() == "/quit":
             break
         if turn.strip() == "/reset":
@@ -77,18 +70,66 @@ def talk(
             say("forgotten")
         elif turn.strip():
             try:
-                _write_reply(conversation, turn, "Assistant: " if at_terminal else "", write)
+                check_text(turn, where)
+                page.reply(conversation, turn, "Assistant: " if at_terminal else "")
             except UserError as error:
                 if not at_terminal:
                     raise
                 say(f"error: {error}")
+        if positions is not None and conversation.full:
+            break
 
 
-def _write_reply(conversation: Conversation, turn: str, before: str, write: Callable[[str], None]) -> None:
-    write(before)
-    try:
-        with suppress(KeyboardInterrupt), closing(conversation.ask(turn)) as reply:
-            for piece in reply:
-                write(piece)
-    finally:
-        write("\n")
+def _turns(
+    first: str | None, at_terminal: bool, write: Callable[[str], None], say: Callable[[str], None]
+) -> Iterator[tuple[str, str]]:
+    """Where each turn comes from, for messages, and what it says, until input ends."""
+    if first is not None:
+        yield "-i", first
+    line = 1
+    while True:
+        try:
+            turn = input("User: " if at_terminal else "")
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            if not at_terminal:
+                raise
+            write("\n")
+            say(HELP)
+            continue
+        yield f"line {line} of standard input", turn
+        line += 1
+
+
+class _Page:
+    """Replies and words to the user, which a terminal shows in one place: a word never goes on a reply's line."""
+
+    def __init__(self, write: Callable[[str], None], say: Callable[[str], None]) -> None:
+        self._write = write
+        self._say = say
+        self._within_line = False
+
+    def say(self, word: str) -> None:
+        self._end_line()
+        self._say(word)
+
+    def reply(self, conversation: Conversation, turn: str, before: str) -> None:
+        """Write a reply as it comes, what stands before it, and its line's end; Ctrl-C ends it."""
+        begun = False
+        try:
+            with suppress(KeyboardInterrupt), closing(conversation.ask(turn)) as pieces:
+                for piece in pieces:
+                    self._within_line = True
+                    self._write(piece if begun else before + piece)
+                    begun = True
+            if not begun:  # an empty reply is one
+                self._within_line = True
+                self._write(before)
+        finally:
+            self._end_line()
+
+    def _end_line(self) -> None:
+        if self._within_line:
+            self._within_line = False
+            self._write("\n")

@@ -14,7 +14,7 @@ from shearling.errors import UserError
 from shearling.experiments.convert.draft import draft_of
 from shearling.experiments.convert.perplexity import perplexity, sample_tokens
 from shearling.experiments.convert.plan import Plan, make_plan
-from shearling.experiments.convert.tokenizer import put_beside
+from shearling.experiments.convert.tokenizer import check_beside, put_beside
 from shearling.experiments.convert.verify import (
     LARGEST_DIFFERENCE,
     EngineFactory,
@@ -24,7 +24,7 @@ from shearling.experiments.convert.verify import (
 )
 from shearling.formats import FORMATS, Checkpoint, open_checkpoint
 from shearling.formats.pages import PagesHeld
-from shearling.formats.progress import Advance, console_progress
+from shearling.progress import Advance, console_progress
 
 Say = Callable[[str], None]
 
@@ -74,17 +74,20 @@ def convert(
             print(f"{what} …", file=sys.stderr)
 
     model = open_checkpoint(source, tokenizer)
+    others = [path for path in (tokenizer, data) if path]
     plan = make_plan(source, dest, model, to=to, dtype=dtype, quantize=quantize, group_size=group_size,
-                     version=version, overwrite=overwrite)  # fmt: skip
+                     version=version, overwrite=overwrite, others=others)  # fmt: skip
+    if plan.format.tokenizer_apart:
+        check_beside(dest, model, overwrite)
     sample = _sample(data, model)
     with draft_of(dest) as draft:
         notes = _write(plan, model, draft)
         result = replace(_read_back(plan, draft), origin=str(dest))
         figures = _compare(model, result, engine, say) | _perplexities(model, result, sample, say)
         figures["file_bytes"] = _size(draft)
-    if plan.format.tokenizer_apart:
-        notes += put_beside(dest, model, overwrite)
-    elif result.tokenizer is None and not any("tokenizer" in note for note in notes):
+        if plan.format.tokenizer_apart:
+            notes += put_beside(dest, model)
+    if not plan.format.tokenizer_apart and result.tokenizer is None and not any("tokenizer" in note for note in notes):
         notes.append("no tokenizer came with the model: give one with --tokenizer, or later with -z")
     return {
         "source": str(source),

@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shearling.errors import UserError
@@ -31,7 +31,8 @@ def draft_of(dest: Path) -> Iterator[Path]:
         _flush_all(draft)
         _put(draft, place)
     except OSError as error:
-        _remove(draft)
+        with suppress(OSError):  # what cannot be made, as its name is too long, cannot be removed
+            _remove(draft)
         mend = "make room" if error.errno in FULL else "mend that, or name another destination"
         raise UserError(f"{dest}: cannot be written ({error.strerror or error}): {mend}") from error
     except BaseException:

@@ -1,6 +1,8 @@
 """Perplexity of a model on a sample of text, by an engine."""
 
 import math
+import os
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +26,8 @@ def sample_tokens(data: Path, tokenizer: Tokenizer | None, n_tokens: int = SAMPL
     """
     if tokenizer is None:
         raise UserError(f"{data}: text needs the model's tokenizer, and none came with it: give --tokenizer")
-    tokens = _prepared(data, tokenizer, n_tokens) if data.is_dir() else _text(data, tokenizer)
+    folder = os.path.isdir(data)  # noqa: PTH112 (False, where Path raises, of a name that is too long)
+    tokens = _prepared(data, tokenizer, n_tokens) if folder else _text(data, tokenizer)
     if len(tokens) < 2:
         raise UserError(f"{data}: holds no text: name another file")
     return tokens[:n_tokens]
@@ -43,9 +46,11 @@ def _prepared(data: Path, tokenizer: Tokenizer, n_tokens: int) -> list[int]:
 def _text(data: Path, tokenizer: Tokenizer) -> list[int]:
     try:
         with data.open("rb") as file:
-            text = file.read(BYTES_READ).decode("utf-8", "ignore")
+            text = getincrementaldecoder("utf-8")().decode(file.read(BYTES_READ))  # the last letter may be cut
     except OSError as error:
         raise UserError(f"{data}: cannot be read ({error.strerror}): give a text or a folder of `prepare`") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{data}: no text in UTF-8: give a text or a folder of `prepare`") from None
     return [tokenizer.bos_id, *tokenizer.encode(text)]
 
 

@@ -1,6 +1,7 @@
 """What a conversion is to do, settled before anything is written."""
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,6 @@ DTYPES = {"f32": "f32", "fp32": "f32", "f16": "f16", "fp16": "f16", "bf16": "bf1
 
 LLAMA2C_NAMES = {"q8_0": "int8"}
 """llama2.c calls its 8-bit integers Q8_0; they lie in groups of another size than GGUF's, with another scale."""
-
-OTHER_FILES = (".safetensors", ".pt", ".pth", ".onnx", ".json", ".yaml")
 
 
 @dataclass(frozen=True)
@@ -50,15 +49,23 @@ def make_plan(
     group_size: int | None,
     version: int | None,
     overwrite: bool,
+    others: Sequence[Path],
 ) -> Plan:
     """Settle what is asked for; the arguments are those of `convert`.
+
+    Args:
+        others: what is read besides the source.
 
     Raises:
         UserError: it cannot be done, or something is in the way.
     """
     kind = _kind(dest, to)
     _check_model(checkpoint, kind, source)
-    _check_place(source, dest, FORMATS[kind], overwrite)
+    try:
+        _check_place(source, dest, FORMATS[kind], overwrite, others)
+    except (OSError, RuntimeError) as error:  # the latter: a loop of links, before Python 3.13
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{dest}: cannot be written ({reason}): name another destination") from error
     codec = _codec(kind, dtype, quantize, group_size)
     options = _options(kind, version, codec, checkpoint)
     if kind == "llama2c" and group_size is None and codec and codec.name == "int8":
@@ -67,20 +74,30 @@ def make_plan(
 
 
 def _kind(dest: Path, to: str | None) -> str:
+    """The destination's format: what is asked for, or what its name says.
+
+    A suffix of letters alone is a file's, `.gguf` as `.guff`; a folder's name may have dots before other things, as
+    `mine-v1.5` and `SmolLM2-1.7B` have.
+    """
     written = [name for name, known in FORMATS.items() if known.write]
-    by_suffix = next((name for name in written if FORMATS[name].suffix == dest.suffix.lower()), None)
+    by_suffix = {suffix: name for name in written if (suffix := FORMATS[name].suffix)}
+    suffix = dest.suffix.lower()
     if to is None:
-        if dest.suffix.lower() in OTHER_FILES:
-            suffixes = " or ".join(FORMATS[name].suffix or "" for name in written if FORMATS[name].suffix)
-            raise UserError(f"{dest}: no model is written as {dest.suffix}: name a file {suffixes}, or a folder")
-        return by_suffix or "huggingface"
+        if suffix in by_suffix or not suffix[1:].isalpha() or dest.is_dir():
+            return by_suffix.get(suffix, "huggingface")
+        near = difflib.get_close_matches(suffix, by_suffix, 1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(
+            f"{dest}: no model is written as {dest.suffix}{meant}: name a file {' or '.join(by_suffix)}, or a folder; "
+            f"with --to {', '.join(written[:-1])} or {written[-1]} any name will do"
+        )
     if to not in written:
         near = difflib.get_close_matches(to, written, 1)
         meant = f"did you mean {near[0]}?" if near else f"one of {', '.join(written)}"
         raise UserError(f"--to {to}: no format that is written here: {meant}")
-    if by_suffix not in (None, to):
-        raise UserError(f"--to {to}: {dest} is named as {FORMATS[by_suffix or ''].title}: name it otherwise, or leave "
-                        "--to out")  # fmt: skip
+    if by_suffix.get(suffix, to) != to:
+        title = FORMATS[by_suffix[suffix]].title
+        raise UserError(f"--to {to}: {dest} is named as {title}: name it otherwise, or leave --to out")
     return to
 
 
@@ -99,23 +116,37 @@ def _check_model(checkpoint: Checkpoint, kind: str, source: Path) -> None:
         )
 
 
-def _check_place(source: Path, dest: Path, known: Format, overwrite: bool) -> None:
-    there, here = source.resolve(), dest.resolve()
-    if there == here:
+def _check_place(source: Path, dest: Path, known: Format, overwrite: bool, others: Sequence[Path]) -> None:
+    here = dest.resolve()
+    if source.resolve() == here:
         raise UserError(f"{dest}: source and destination are one: name another destination")
     if not here.parent.is_dir():
-        raise UserError(f"{here.parent}: no such folder: make it first")
+        trouble = "is no folder: name another" if here.parent.exists() else "no such folder: make it first"
+        raise UserError(f"{here.parent}: {trouble}")
     if not (dest.exists() or dest.is_symlink()):
         return
-    if here in there.parents:
+    if here in source.resolve().parents:
         raise UserError(f"{dest}: holds the source: name another destination")
+    for other in others:
+        if here in (other.resolve(), *other.resolve().parents):
+            what = f"holds {other}, which is read" if dest.is_dir() else "is read, as tokenizer or data"
+            raise UserError(f"{dest}: {what}: name another destination")
     if not overwrite:
         raise UserError(f"{dest}: is there already: name another destination, or give --overwrite")
     if dest.is_dir() != (known.suffix is None):
         kinds = ("folder", "file") if dest.is_dir() else ("file", "folder")
         raise UserError(f"{dest}: is a {kinds[0]}, and {known.title} is a {kinds[1]}: name another destination")
-    if dest.is_dir() and any(dest.iterdir()) and not any(other.recognizes(dest) for other in FORMATS.values()):
+    if not _may_go(dest):
         raise UserError(f"{dest}: holds no model, so it is not overwritten: name another destination")
+
+
+def _may_go(dest: Path) -> bool:
+    """Whether a file or folder is a model, or empty; a device, or a pipe, is neither."""
+    if dest.is_dir():
+        empty = not any(dest.iterdir())
+    else:
+        empty = not dest.exists() or (dest.is_file() and not dest.stat().st_size)  # a link to nowhere holds nothing
+    return empty or any(known.recognizes(dest) for known in FORMATS.values())
 
 
 def _codec(kind: str, dtype: str | None, quantize: str | None, group_size: int | None) -> Codec | None:
