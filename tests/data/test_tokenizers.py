@@ -13,6 +13,7 @@ import sentencepiece
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from libraries import processor_of
 
 from shearling.data.tokenizers import HuggingFaceTokenizer, Tokenizer, load_tokenizer, train_tokenizer
 from shearling.data.tokenizers.conversion import to_sentencepiece, to_tokenizer_bin, to_tokenizer_json
@@ -69,7 +70,7 @@ def test_an_incomplete_character_comes_out_at_the_end_as_the_replacement_charact
 
 
 def test_the_trained_model_has_llamas_conventions(small_tokenizer: Tokenizer):
-    processor = sentencepiece.SentencePieceProcessor(model_proto=small_tokenizer.serialized)
+    processor = processor_of(small_tokenizer)
     assert [processor.unk_id(), processor.bos_id(), processor.eos_id(), processor.pad_id()] == [0, 1, 2, -1]
     assert [processor.id_to_piece(3 + byte) for byte in range(256)] == [f"<0x{byte:02X}>" for byte in range(256)]
     pieces = processor.encode("in 2034\nthe\n", out_type=str)
@@ -81,7 +82,7 @@ def test_the_trained_model_has_llamas_conventions(small_tokenizer: Tokenizer):
 def test_indentation_becomes_one_token():
     source = ["def f(x):\n    if x:\n        return x\n    return y\n"] * 50
     tokenizer = train_tokenizer(source, 290)
-    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.serialized)
+    processor = processor_of(tokenizer)
     assert "▁" * 4 in processor.encode("x\n    if", out_type=str)
 
 
@@ -97,7 +98,7 @@ def test_an_impossible_vocabulary_size_names_the_possible_one(vocab_size: int, m
 
 def test_a_long_text_is_encoded_as_the_library_does_in_one_go(small_tokenizer: Tokenizer, documents: list[str]):
     text = "\n".join(documents * 5)
-    processor = sentencepiece.SentencePieceProcessor(model_proto=small_tokenizer.serialized)
+    processor = processor_of(small_tokenizer)
     assert len(text) > 1 << 17
     assert small_tokenizer.encode(text) == processor.encode(text)
     batch = small_tokenizer.encode_batch(["short", text, "", "end"])
@@ -185,6 +186,7 @@ HEAD = [b"<unk>", b"\n<s>\n", b"\n</s>\n"]
         (llama2c_file([*HEAD, *BYTES[1:], b"x"]), "ids 3 to 258"),
         (llama2c_file([*HEAD, *BYTES, b"\xff\xfe"]), "piece 259 is not UTF-8"),
         (struct.pack("<ifi", 8, 0.0, 2**31 - 1) + b"<unk>", "piece 0 has an impossible length"),
+        (llama2c_file([*HEAD, *BYTES, b""]), "piece 259 has an impossible length of 0 bytes"),
         (llama2c_file([*HEAD, *BYTES, b"a", b"a"]), "not a SentencePiece model"),
         (
             llama2c_file([*HEAD, *BYTES])[:4] + struct.pack("<f", float("nan")) + llama2c_file([*HEAD, *BYTES])[8:],
@@ -196,6 +198,25 @@ def test_a_damaged_llama2c_binary_is_refused(tmp_path: Path, content: bytes, com
     file = tmp_path / "tokenizer.bin"
     file.write_bytes(content)
     with pytest.raises(UserError, match=complaint):
+        load_tokenizer(file)
+
+
+def test_a_llama2c_binary_of_more_pieces_than_any_has_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("shearling.data.tokenizers.llama2c.MOST_PIECES", 260)
+    file = tmp_path / "tokenizer.bin"
+    file.write_bytes(llama2c_file([*HEAD, *BYTES, b"a"]))
+    assert load_tokenizer(file).vocab_size == 260
+    file.write_bytes(llama2c_file([*HEAD, *BYTES, b"a", b"b"]))
+    with pytest.raises(UserError, match="it has more than 260 pieces"):
+        load_tokenizer(file)
+
+
+def test_a_sentencepiece_model_larger_than_any_is_refused_before_the_library_sees_it(
+    tmp_path: Path, small_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+):
+    file = small_tokenizer.save(tmp_path)
+    monkeypatch.setattr("shearling.data.tokenizers.sentence_piece.LARGEST_MODEL", file.stat().st_size - 1)
+    with pytest.raises(UserError, match=r"tokenizer\.model: larger than any SentencePiece model"):
         load_tokenizer(file)
 
 
@@ -275,19 +296,6 @@ def test_a_tokenizer_without_bos_says_which_names_were_looked_for():
     library = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, []))
     with pytest.raises(UserError, match=r"<s>, <\|begin_of_text\|>, <bos>, <\|endoftext\|>, \[CLS\]"):
         HuggingFaceTokenizer(library.to_str().encode())
-
-
-@pytest.mark.assets
-def test_word_pieces_stream_as_they_decode(assets: Path):
-    vocabulary = assets / "tokenizers/bert/vocab.txt"
-    library = tokenizers.Tokenizer(tokenizers.models.WordPiece.from_file(str(vocabulary), unk_token="[UNK]"))
-    library.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    library.decoder = tokenizers.decoders.WordPiece()
-    library.add_special_tokens(["[CLS]", "[SEP]"])
-    tokenizer = HuggingFaceTokenizer(library.to_str().encode())
-    ids = tokenizer.encode("an unbelievably woolly sheep, isn't it? don't say no.")
-    decoder = tokenizer.stream_decoder()
-    assert "".join(decoder.push(token) for token in ids) + decoder.flush() == tokenizer.decode(ids)
 
 
 @pytest.mark.assets

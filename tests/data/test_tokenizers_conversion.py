@@ -11,6 +11,7 @@ import sentencepiece
 import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from libraries import ids_of, processor_of
 
 from shearling.data.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from shearling.data.tokenizers.conversion import (
@@ -49,20 +50,10 @@ def tokenizer_named(request: pytest.FixtureRequest) -> Callable[[str], Any]:
     return load
 
 
-def model(tokenizer: Tokenizer) -> sentencepiece.SentencePieceProcessor:
-    return sentencepiece.SentencePieceProcessor(model_proto=tokenizer.serialized)
-
-
-def ids_of(library: tokenizers.Tokenizer, text: str) -> list[int]:
-    """As `transformers` with split_special_tokens: names of special tokens are text."""
-    library.encode_special_tokens = True
-    return library.encode(text, add_special_tokens=False).ids
-
-
 @pytest.mark.parametrize("name", LLAMA_KINDS)
 def test_tokenizer_json_of_a_sentencepiece_model_has_its_ids_and_its_text(name: str, tokenizer_named):
     tokenizer = tokenizer_named(name)
-    processor, library = model(tokenizer), tokenizers.Tokenizer.from_str(to_tokenizer_json(tokenizer).decode())
+    processor, library = processor_of(tokenizer), tokenizers.Tokenizer.from_str(to_tokenizer_json(tokenizer).decode())
 
     @settings(max_examples=200)
     @given(texts)
@@ -97,7 +88,7 @@ def test_tokenizer_json_of_llama_2_encodes_corpora_as_its_model(assets: Path, co
     text = (assets / f"corpora/{corpus}.txt").read_text(encoding="utf-8")[:60_000]
     tokenizer = tokenizer_named("llama2")
     library = tokenizers.Tokenizer.from_str(to_tokenizer_json(tokenizer).decode())
-    assert ids_of(library, text) == model(tokenizer).encode(text)
+    assert ids_of(library, text) == processor_of(tokenizer).encode(text)
 
 
 def test_tokenizer_json_begins_a_text_with_bos_as_llamas_does(small_tokenizer: Tokenizer):
@@ -113,7 +104,7 @@ def test_tokenizer_json_begins_a_text_with_bos_as_llamas_does(small_tokenizer: T
 def test_a_sentencepiece_model_comes_back_out_of_its_tokenizer_json(name: str, tokenizer_named):
     tokenizer = tokenizer_named(name)
     twin = HuggingFaceTokenizer(to_tokenizer_json(tokenizer))
-    before = model(tokenizer)
+    before = processor_of(tokenizer)
     after = sentencepiece.SentencePieceProcessor(model_proto=to_sentencepiece(twin))
     assert [after.id_to_piece(i) for i in range(len(after))] == [before.id_to_piece(i) for i in range(len(before))]
 

@@ -12,6 +12,7 @@ import sentencepiece
 import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from libraries import berts_word_pieces, ids_of, processor_of
 
 from shearling.data.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from shearling.data.tokenizers.conversion import (
@@ -29,16 +30,6 @@ texts = st.one_of(
     st.text("a -=*\n", max_size=60),
     st.text("the<s>/0xA unk", max_size=40),
 )
-
-
-def model(tokenizer: Tokenizer) -> sentencepiece.SentencePieceProcessor:
-    return sentencepiece.SentencePieceProcessor(model_proto=tokenizer.serialized)
-
-
-def ids_of(library: tokenizers.Tokenizer, text: str) -> list[int]:
-    """As `transformers` with split_special_tokens: names of special tokens are text."""
-    library.encode_special_tokens = True
-    return library.encode(text, add_special_tokens=False).ids
 
 
 def trained(**options: Any) -> SentencePieceTokenizer:
@@ -65,7 +56,7 @@ def trained(**options: Any) -> SentencePieceTokenizer:
 def test_a_unigram_model_becomes_the_librarys_unigram(byte_fallback: bool):
     tokenizer = trained(model_type="unigram", byte_fallback=byte_fallback)
     content = to_tokenizer_json(tokenizer)
-    processor, library = model(tokenizer), tokenizers.Tokenizer.from_str(content.decode())
+    processor, library = processor_of(tokenizer), tokenizers.Tokenizer.from_str(content.decode())
     twin = HuggingFaceTokenizer(content)
 
     @settings(max_examples=300)
@@ -85,7 +76,7 @@ def test_a_unigram_model_becomes_the_librarys_unigram(byte_fallback: bool):
 
 def test_user_defined_pieces_are_found_first_as_sentencepiece_finds_them():
     tokenizer = trained(user_defined_symbols=["<user>", "  ", "▁▁▁", "<us"], add_dummy_prefix=False)
-    processor, library = model(tokenizer), tokenizers.Tokenizer.from_str(to_tokenizer_json(tokenizer).decode())
+    processor, library = processor_of(tokenizer), tokenizers.Tokenizer.from_str(to_tokenizer_json(tokenizer).decode())
 
     @given(st.lists(st.sampled_from(["the", "<user>", "<us", "er>", " ", "  ", "cat", "été"])).map("".join))
     def check(text: str) -> None:
@@ -109,7 +100,7 @@ def test_an_unused_piece_that_no_merge_makes_is_no_hindrance():
     tokenizer = with_one_more(trained(), "[PAD320]", PieceType.UNUSED)
     library = tokenizers.Tokenizer.from_str(to_tokenizer_json(tokenizer).decode())
     assert library.token_to_id("[PAD320]") == 320
-    assert ids_of(library, "the [PAD320] cat") == model(tokenizer).encode("the [PAD320] cat")
+    assert ids_of(library, "the [PAD320] cat") == processor_of(tokenizer).encode("the [PAD320] cat")
 
 
 def with_normal_pieces(*extra: tuple[str, float]) -> Tokenizer:
@@ -207,14 +198,8 @@ def test_what_is_lost_of_an_added_token_is_noted(flags: dict[str, bool], note: s
 
 @pytest.mark.assets
 def test_word_pieces_are_refused_by_name(assets: Path):
-    library = tokenizers.Tokenizer(
-        tokenizers.models.WordPiece.from_file(str(assets / "tokenizers/bert/vocab.txt"), unk_token="[UNK]")
-    )
-    library.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    library.decoder = tokenizers.decoders.WordPiece()
-    library.add_special_tokens(["[CLS]", "[SEP]"])
     with pytest.raises(UserError, match="a WordPiece tokenizer that is neither GPT-2's kind nor SentencePiece's"):
-        pieces_of(HuggingFaceTokenizer(library.to_str().encode()))
+        pieces_of(HuggingFaceTokenizer(berts_word_pieces(assets).to_str().encode()))
 
 
 @pytest.mark.parametrize(

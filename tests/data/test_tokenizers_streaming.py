@@ -7,6 +7,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from libraries import berts_word_pieces
 
 from shearling.data.tokenizers import HuggingFaceTokenizer
 from shearling.data.tokenizers.streaming import LONGEST_HELD, WindowStreamDecoder
@@ -130,12 +131,7 @@ def test_what_never_becomes_certain_is_held_back_only_so_long():
 
 @pytest.mark.assets
 def test_berts_word_pieces_stream_as_they_decode(assets: Path):
-    library = tokenizers.Tokenizer(
-        tokenizers.models.WordPiece.from_file(str(assets / "tokenizers/bert/vocab.txt"), unk_token="[UNK]")
-    )
-    library.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    library.decoder = tokenizers.decoders.WordPiece()
-    library.add_special_tokens(["[CLS]", "[SEP]"])
+    library = berts_word_pieces(assets)
     tokenizer = HuggingFaceTokenizer(library.to_str().encode())
     text = (assets / "corpora/wiki.txt").read_text(encoding="utf-8")[:20_000]
     ids = tokenizer.encode(text)

@@ -1,6 +1,7 @@
-"""A Hub that is on this machine."""
+"""A Hub that is on this machine, and Hugging Face folders to spoil."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,18 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     naps: list[float] = []
     monkeypatch.setattr(hub_client.time, "sleep", naps.append)
     return naps
+
+
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of each family, by its name in `huggingface_folders`."""
+    from huggingface_folders import bert, gpt2, llama, mistral, saved, yarn  # tests of the Hub do without PyTorch
+
+    folder = tmp_path_factory.mktemp("originals")
+    return {make.__name__: saved(make(), folder / make.__name__) for make in (llama, mistral, yarn, gpt2, bert)}
+
+
+@pytest.fixture
+def copy(originals: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A folder to spoil: `copy("gpt2")`."""
+    return lambda name: Path(shutil.copytree(originals[name], tmp_path / name))

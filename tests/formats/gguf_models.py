@@ -26,6 +26,11 @@ WITHIN = {
 }
 
 
+def rope(**scaling):
+    """Rotations that are scaled, as an option of ModelSpec."""
+    return {"kind": "rope", "theta": 500.0, "scaling": scaling}
+
+
 def our_name(theirs: str) -> str:
     if theirs in OUTSIDE:
         return OUTSIDE[theirs]

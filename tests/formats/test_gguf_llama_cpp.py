@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gguf_models import TOKENS, oracle_logits, tiny
+from gguf_models import TOKENS, oracle_logits, rope, tiny
 
 from shearling.formats.gguf import read_gguf, write_gguf
 from shearling.formats.llama2c import read_llama2c
@@ -33,10 +33,6 @@ def written(checkpoint, folder: Path, codec: str) -> Path:
 def share_of_error(found: np.ndarray, expected: np.ndarray) -> float:
     """Root mean square of the difference over that of the logits around their mean."""
     return float(np.sqrt(((found - expected) ** 2).mean()) / expected.std())
-
-
-def rope(**scaling):
-    return {"kind": "rope", "theta": 500.0, "scaling": scaling}
 
 
 @pytest.mark.parametrize(

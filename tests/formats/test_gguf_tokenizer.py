@@ -207,6 +207,12 @@ def test_tokens_with_an_ends_name_end_a_text(tmp_path):
     assert stop_ids(metadata, 10) == (9, *range(1, 9))
 
 
+def test_eos_is_the_usual_one_where_a_llama_tokenizer_does_not_say(tmp_path):
+    tokens = array("tokenizer.ggml.tokens", "str", ["<unk>", "<s>", "</s>", ENDS[0]])
+    metadata = [entry("tokenizer.ggml.model", "str", "llama"), tokens]
+    assert stop_ids(Metadata(read_container(written(tmp_path, gguf(metadata))).metadata, "here"), 4) == (2, 3)
+
+
 def test_an_end_beyond_the_vocabulary_is_none(tmp_path):
     path = written(tmp_path, gguf([entry("tokenizer.ggml.eos_token_id", "u32", (1 << 32) - 1)]))
     assert stop_ids(Metadata(read_container(path).metadata, "here"), 10) == ()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from oracles import in_memory
 from safetensors import safe_open
 
 from shearling.data.tokenizers import load_tokenizer
@@ -66,11 +67,6 @@ def model_of(**options) -> Transformer:
     return model
 
 
-def checkpoint_of(model: Transformer, **options) -> Checkpoint:
-    tensors = {name: StoredTensor.of(tensor.numpy()) for name, tensor in model.state_dict().items()}
-    return Checkpoint(spec=model.spec, tensors=tensors, rotary="halves", origin="our model", **options)
-
-
 def adjacent(checkpoint: Checkpoint) -> Checkpoint:
     """The same as Meta's files have it."""
     tensors = {}
@@ -104,12 +100,12 @@ def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 class TestLogits:
     def test_of_transformers_equal_ours(self, options, tmp_path):
         model = model_of(**options)
-        write_huggingface(tmp_path, checkpoint_of(model))
+        write_huggingface(tmp_path, in_memory(model))
         assert_same(our_logits(model), their_logits(tmp_path))
 
     def test_from_several_files(self, options, tmp_path):
         model = model_of(**options)
-        write_huggingface(tmp_path, checkpoint_of(model), shard_bytes=20_000)
+        write_huggingface(tmp_path, in_memory(model), shard_bytes=20_000)
         files = sorted(tmp_path.glob("*.safetensors"))
         assert len(files) > 2
         assert all(file.stat().st_size < 25_000 for file in files)
@@ -117,7 +113,7 @@ class TestLogits:
 
     def test_and_what_is_read_back_is_what_was_written(self, options, tmp_path):
         model = model_of(**options)
-        write_huggingface(tmp_path, checkpoint_of(model))
+        write_huggingface(tmp_path, in_memory(model))
         found = load_transformer(read_huggingface(tmp_path))
         for name, parameter in model.state_dict().items():
             assert torch.equal(found.state_dict()[name], parameter), name
@@ -127,7 +123,7 @@ class TestLogits:
 @pytest.mark.parametrize("options", [{}, {"n_kv_heads": 2, "attention_bias": True}], ids=["all heads", "grouped"])
 def test_rotary_rows_that_lie_side_by_side_are_brought_apart(options, tmp_path):
     model = model_of(**options)
-    write_huggingface(tmp_path, adjacent(checkpoint_of(model)))
+    write_huggingface(tmp_path, adjacent(in_memory(model)))
     assert_same(our_logits(model), their_logits(tmp_path))
 
 
@@ -140,7 +136,7 @@ class TestDtypes:
     @pytest.mark.parametrize(("codec", "dtype"), [("bf16", torch.bfloat16), ("f16", torch.float16)])
     def test_matrices_are_rounded_as_torch_rounds_and_vectors_are_not(self, options, codec, dtype, tmp_path):
         model = model_of(**options)
-        write_huggingface(tmp_path, checkpoint_of(model), codec=CODECS[codec])
+        write_huggingface(tmp_path, in_memory(model), codec=CODECS[codec])
         assert {t.dtype for t in self.stored(tmp_path).values() if t.ndim > 1} == {dtype}
         found = load_transformer(read_huggingface(tmp_path)).state_dict()
         for name, parameter in model.state_dict().items():
@@ -149,7 +145,7 @@ class TestDtypes:
         assert hf.AutoModelForCausalLM.from_pretrained(tmp_path).dtype == dtype
 
     def test_without_a_codec_each_tensor_keeps_its_own(self, tmp_path):
-        whole = checkpoint_of(model_of())
+        whole = in_memory(model_of())
         half = {
             name: StoredTensor(tensor.shape, CODECS["bf16"], CODECS["bf16"].encode(tensor.read()))
             for name, tensor in whole.tensors.items()
@@ -162,7 +158,7 @@ class TestDtypes:
         assert hf.AutoConfig.from_pretrained(tmp_path).dtype == torch.float32
 
     def test_a_codec_that_the_format_cannot_hold_is_kept_as_fp32(self, tmp_path):
-        whole = checkpoint_of(model_of())
+        whole = in_memory(model_of())
         wide = {name: StoredTensor(t.shape, CODECS["f64"], CODECS["f64"].encode(t.read()))
                 for name, t in whole.tensors.items()}  # fmt: skip
         write_huggingface(tmp_path, Checkpoint(whole.spec, wide, "halves", "wide"))
@@ -198,18 +194,24 @@ class TestRefuses:
     @pytest.mark.parametrize(("options", "message"), NO_MODEL, ids=[message for _, message in NO_MODEL])
     def test_a_model_that_transformers_has_not_and_writes_nothing(self, options, message, tmp_path):
         with pytest.raises(UserError, match=message) as error:
-            write_huggingface(tmp_path / "new", checkpoint_of(model_of(**options)))
+            write_huggingface(tmp_path / "new", in_memory(model_of(**options)))
         assert len(str(error.value).splitlines()) == 1
         assert not (tmp_path / "new").exists()
 
+    def test_a_weight_beyond_the_codec(self, tmp_path):
+        checkpoint = in_memory(model_of())
+        checkpoint.tensors["embed.weight"].parts[0][5, 7] = -1e5
+        with pytest.raises(UserError, match="a weight is beyond fp16"):
+            write_huggingface(tmp_path / "new", checkpoint, codec=CODECS["f16"])
+
     def test_quantized_weights(self, tmp_path):
         with pytest.raises(UserError, match=r"q8_0: a Hugging Face folder takes f32, f16, bf16.*\.gguf"):
-            write_huggingface(tmp_path / "new", checkpoint_of(model_of()), codec=_Blocks())
+            write_huggingface(tmp_path / "new", in_memory(model_of()), codec=_Blocks())
         assert not (tmp_path / "new").exists()
 
     @pytest.mark.parametrize("name", ["final_norm.weight", "embed_norm.weight"])
     def test_a_model_with_a_tensor_less_or_more(self, name, tmp_path):
-        checkpoint = checkpoint_of(model_of())
+        checkpoint = in_memory(model_of())
         tensors = dict(checkpoint.tensors)
         if tensors.pop(name, None) is None:
             tensors[name] = StoredTensor.of(np.ones(32, np.float32))
@@ -226,13 +228,13 @@ def test_dropout_and_initialization_are_no_reason_to_refuse(tmp_path):
         "placement": {"residual_warmup": 10, "kind": "pre"},
     }
     model = model_of(**options)
-    write_huggingface(tmp_path, checkpoint_of(model))
+    write_huggingface(tmp_path, in_memory(model))
     assert_same(our_logits(model), their_logits(tmp_path))
 
 
 def test_an_encoder_without_its_head(tmp_path):
     model = model_of(**BERT, head=False)
-    write_huggingface(tmp_path, checkpoint_of(model))
+    write_huggingface(tmp_path, in_memory(model))
     theirs = hf.AutoModel.from_pretrained(tmp_path)
     with torch.no_grad():
         torch.testing.assert_close(model(TOKENS), theirs(TOKENS).last_hidden_state, rtol=0, atol=1e-5)
@@ -250,7 +252,7 @@ def tokenizer(request, assets):
 class TestTokenizers:
     @pytest.fixture
     def folder(self, tokenizer, tmp_path):
-        checkpoint = checkpoint_of(
+        checkpoint = in_memory(
             model_of(vocab_size=tokenizer.vocab_size),
             load_tokenizer=lambda: tokenizer,
             chat_template="{% for m in messages %}{{ bos_token }}{{ m['content'] }}{% endfor %}",
@@ -294,7 +296,7 @@ def test_transformers_tells_the_story_that_llama2c_tells(assets, tmp_path):
 
 
 def test_without_a_tokenizer_nothing_is_said_of_special_tokens(tmp_path):
-    assert write_huggingface(tmp_path, checkpoint_of(model_of())) == [
+    assert write_huggingface(tmp_path, in_memory(model_of())) == [
         "our model has no tokenizer: put its files into the folder"
     ]
     config = hf.AutoConfig.from_pretrained(tmp_path)
@@ -303,21 +305,21 @@ def test_without_a_tokenizer_nothing_is_said_of_special_tokens(tmp_path):
 
 
 def test_several_stop_tokens_are_a_list(tmp_path):
-    write_huggingface(tmp_path, checkpoint_of(model_of(), stop_ids=(7, 9)))
+    write_huggingface(tmp_path, in_memory(model_of(), stop_ids=(7, 9)))
     assert hf.AutoModelForCausalLM.from_pretrained(tmp_path).generation_config.eos_token_id == [7, 9]
     assert read_huggingface(tmp_path).stop_ids == (7, 9)
 
 
 def test_progress_counts_every_byte_of_the_weights(tmp_path):
     written = []
-    write_huggingface(tmp_path, checkpoint_of(model_of()), progress=written.append, shard_bytes=20_000)
+    write_huggingface(tmp_path, in_memory(model_of()), progress=written.append, shard_bytes=20_000)
     assert sum(written) == sum(
         file.stat().st_size for file in tmp_path.iterdir() if not file.name.endswith("index.json")
     )
 
 
 def test_the_index_says_where_each_tensor_is_and_what_all_take(tmp_path):
-    checkpoint = checkpoint_of(model_of())
+    checkpoint = in_memory(model_of())
     write_huggingface(tmp_path, checkpoint, shard_bytes=20_000)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in checkpoint.tensors.values())
@@ -347,13 +349,13 @@ def test_names_and_shapes_are_told_without_making_the_model(options):
 
 def test_a_model_loaded_in_torch_takes_either_order_of_rotary_rows():
     model = model_of(n_kv_heads=2)
-    found = load_transformer(adjacent(checkpoint_of(model)))
+    found = load_transformer(adjacent(in_memory(model)))
     assert torch.equal(our_logits(found), our_logits(model))
 
 
 def test_a_model_loaded_in_torch_may_have_scalars():
     model = model_of(placement={"kind": "skipinit"})
-    found = load_transformer(checkpoint_of(model))
+    found = load_transformer(in_memory(model))
     assert torch.equal(our_logits(found), our_logits(model))
 
 
@@ -370,7 +372,7 @@ def test_a_model_loaded_in_torch_may_have_scalars():
     ],
 )
 def test_a_model_loaded_in_torch_must_be_whole(name, shape, message):
-    checkpoint = checkpoint_of(model_of())
+    checkpoint = in_memory(model_of())
     tensors = {key: tensor for key, tensor in checkpoint.tensors.items() if key != name}
     if shape:
         tensors[name] = StoredTensor.of(np.ones(shape, np.float32))

@@ -2,24 +2,25 @@
 
 import struct
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import transformers as hf
+from oracles import adjacent_rows, assert_same, drawn_llama, in_memory, our_logits, their_logits
 
 from shearling.config import load
 from shearling.data.tokenizers import load_tokenizer
 from shearling.errors import UserError
 from shearling.formats.checkpoint import Checkpoint, StoredTensor
+from shearling.formats.in_torch import load_transformer
 from shearling.formats.llama2c import group_size, read_llama2c, write_llama2c
 from shearling.models.spec import ModelSpec
 from shearling.models.transformer import Transformer
 from shearling.quantization import CODECS, parse_codec
 from shearling.training.spec import ExperimentSpec
 
-TOKENS = torch.tensor([[1, 4, 1, 5, 9, 2, 6, 5, 3, 58], [60, 0, 7, 9, 32, 3, 8, 4, 6, 2]])
 MODELS = {
     "shared": {"tie_word_embeddings": True},
     "separate classifier": {"tie_word_embeddings": False},
@@ -28,39 +29,13 @@ MODELS = {
 }
 
 
-def llama(**options):
-    """A model of `transformers`, every parameter of it drawn."""
-    sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "max_position_embeddings": 24, "rms_norm_eps": 1e-5}  # fmt: skip
-    torch.manual_seed(0)
-    model = hf.LlamaForCausalLM(hf.LlamaConfig(**{**sizes, **options})).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    return model
-
-
-@torch.no_grad()
-def their_logits(model, tokens=TOKENS):
-    logits = model(tokens).logits
-    assert logits.std() > 0.3  # they say something
-    return logits
+SIZES = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "max_position_embeddings": 24, "rms_norm_eps": 1e-5}  # fmt: skip
+llama = partial(drawn_llama, **SIZES)
 
 
 def weights(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     return {name: checkpoint.in_rotary("halves", name).read() for name in checkpoint.tensors}
-
-
-@torch.no_grad()
-def our_logits(checkpoint: Checkpoint, tokens=TOKENS):
-    model = Transformer(checkpoint.spec).eval()
-    model.load_state_dict({name: torch.tensor(array) for name, array in weights(checkpoint).items()})
-    return model.logits(model(tokens))
-
-
-def meta_rows(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """The inverse of `permute` in transformers' conversion of Meta's weights: halves apart to adjacent."""
-    return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
 def quantized(weight: np.ndarray, group: int) -> bytes:
@@ -77,7 +52,7 @@ def file_of(model, version: int, group: int = 16) -> bytes:
 
     def of_layers(name, heads=None):
         found = [w[f"model.layers.{layer}.{name}.weight"] for layer in layers]
-        return [meta_rows(weight, heads) if heads else weight for weight in found]
+        return [adjacent_rows(weight, heads) if heads else weight for weight in found]
 
     embedding, final = [w["model.embed_tokens.weight"]], [w["model.norm.weight"]]
     attention_norms, ffn_norms = of_layers("input_layernorm"), of_layers("post_attention_layernorm")
@@ -133,8 +108,7 @@ class TestAModel:
     @pytest.mark.parametrize("version", [0, 1])
     def test_that_is_read_has_the_logits_of_transformers(self, options, version, saved):
         model = llama(**options)
-        ours = our_logits(read_llama2c(saved(file_of(model, version))))
-        torch.testing.assert_close(ours, their_logits(model), rtol=0, atol=1e-4)
+        assert_same(our_logits(read_llama2c(saved(file_of(model, version)))), their_logits(model))
 
     def test_of_version_2_has_those_of_transformers_with_the_same_rounded_weights(self, options, saved):
         model = llama(**options)
@@ -145,7 +119,7 @@ class TestAModel:
                     groups = parameter.view(-1, 16)
                     scales = groups.abs().amax(1, keepdim=True) / 127
                     parameter.copy_((torch.round(groups / scales) * scales).view_as(parameter))
-        torch.testing.assert_close(our_logits(checkpoint), their_logits(model), rtol=0, atol=1e-4)
+        assert_same(our_logits(checkpoint), their_logits(model))
 
     @pytest.mark.parametrize("version", [0, 1, 2])
     def test_is_written_byte_for_byte(self, options, version, saved, written):
@@ -206,8 +180,7 @@ class TestTheStories:
     def test_go_on_greedily_as_run_does(self, stories, assets):
         tokenizer = load_tokenizer(assets / "tokenizers" / "tok512" / "tok512.bin")
         checkpoint = read_llama2c(stories)
-        model = Transformer(checkpoint.spec).eval()
-        model.load_state_dict({name: torch.tensor(array) for name, array in weights(checkpoint).items()})
+        model = load_transformer(checkpoint)
         tokens = [1]
         with torch.no_grad():
             for _ in range(40):
@@ -294,7 +267,7 @@ class TestTheTokenizer:
 
     def test_that_is_given_and_larger_than_the_model_is_refused(self, model, assets):
         checkpoint = read_llama2c(model, assets / "tokenizers/llama2/tokenizer.bin")
-        with pytest.raises(UserError, match="it has 32000 pieces, and the model 512"):
+        with pytest.raises(UserError, match="32000 tokens, and the model only 512"):
             _ = checkpoint.tokenizer
 
     def test_stops_at_bos(self, model):
@@ -375,8 +348,7 @@ def checkpoint_of(**options) -> Checkpoint:
     """A model of our own, with its weights in memory."""
     sizes = {"d_model": 32, "n_layers": 1, "n_heads": 4, "intermediate_size": 48, "vocab_size": 61, "max_seq_len": 8}
     spec = ModelSpec.model_validate({**sizes, "norm": {"kind": "rmsnorm", "eps": 1e-5}, **options})
-    tensors = {name: StoredTensor.of(tensor.numpy()) for name, tensor in Transformer(spec).state_dict().items()}
-    return Checkpoint(spec, tensors, "halves", "outputs/tiny")
+    return in_memory(Transformer(spec), "outputs/tiny")
 
 
 INSTEAD = "write a .gguf or a Hugging Face folder instead"
@@ -464,8 +436,8 @@ def test_weights_are_views_of_the_file(saved):
 
 def test_the_demo_s_model_is_one_that_llama2_c_runs(root, tmp_path):
     spec = load(ExperimentSpec, root / "configs/experiments/demo.yaml").value.model
-    tensors = {name: StoredTensor.of(tensor.numpy()) for name, tensor in Transformer(spec).state_dict().items()}
+    checkpoint = in_memory(Transformer(spec))
     for version in (0, 2):
         path = tmp_path / f"demo-v{version}.bin"
-        write_llama2c(path, Checkpoint(spec, tensors, "halves", "demo"), version=version, progress=lambda _: None)
+        write_llama2c(path, checkpoint, version=version, progress=lambda _: None)
         assert read_llama2c(path).spec.d_model == spec.d_model

@@ -3,35 +3,30 @@
 import json
 import pickle
 import shutil
+import tracemalloc
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import transformers as hf
+from oracles import TOKENS, adjacent_rows, assert_same, drawn_llama, our_logits, their_logits
 
 from shearling.errors import UserError
 from shearling.formats.meta import Params, read_meta
+from shearling.formats.pages import PagesHeld
 from shearling.models.spec import Llama3ScalingSpec
-from shearling.models.transformer import Transformer
+from shearling.quantization import CODECS
 
-TOKENS = torch.tensor([[1, 4, 1, 5, 9, 2, 6, 5, 3, 58], [60, 0, 7, 9, 32, 3, 8, 4, 6, 2]])
 PARAMS = {
     "dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 64, "multiple_of": 16, "norm_eps": 1e-5,
 }  # fmt: skip
 
 
-def llama(**options):
-    """A model of `transformers`, every parameter of it drawn."""
-    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5}  # fmt: skip
-    torch.manual_seed(0)
-    model = hf.LlamaForCausalLM(hf.LlamaConfig(**{**sizes, **options})).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    return model
+SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5}  # fmt: skip
+llama = partial(drawn_llama, **SIZES)
 
 
 def state_of(model) -> dict[str, torch.Tensor]:
@@ -47,8 +42,8 @@ def state_of(model) -> dict[str, torch.Tensor]:
     state = {}
     for name, tensor in model.state_dict().items():
         count = next((n for module, n in heads.items() if module in name), None)
-        if count:  # the inverse of `permute` in transformers' conversion
-            tensor = tensor.view(count, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
+        if count:
+            tensor = adjacent_rows(tensor, count)
         for theirs, metas in names.items():
             name = name.replace(theirs, metas)
         state[name] = tensor.clone()
@@ -87,24 +82,8 @@ def saved(tmp_path):
     return save
 
 
-@torch.no_grad()
-def our_logits(folder: Path, tokens=TOKENS) -> torch.Tensor:
-    checkpoint = read_meta(folder)
-    model = Transformer(checkpoint.spec).eval()
-    weights = {name: torch.tensor(checkpoint.in_rotary("halves", name).read()) for name in checkpoint.tensors}
-    model.load_state_dict(weights)
-    return model.logits(model(tokens))
-
-
-@torch.no_grad()
-def their_logits(model, tokens=TOKENS) -> torch.Tensor:
-    logits = model(tokens).logits
-    assert logits.std() > 0.3  # they say something
-    return logits
-
-
-def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+def logits(folder: Path, tokens: torch.Tensor = TOKENS) -> torch.Tensor:
+    return our_logits(read_meta(folder), tokens)
 
 
 class TestLogitsAreThoseOfTransformers:
@@ -112,7 +91,7 @@ class TestLogitsAreThoseOfTransformers:
     @pytest.mark.parametrize("count", [1, 2])
     def test_from_one_file_and_from_several(self, count, embedding_by_rows, saved):
         model = llama()
-        assert_same(our_logits(saved(split(state_of(model), count, embedding_by_rows))), their_logits(model))
+        assert_same(logits(saved(split(state_of(model), count, embedding_by_rows))), their_logits(model))
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_of_weights_of_half_width(self, dtype, saved):
@@ -121,20 +100,20 @@ class TestLogitsAreThoseOfTransformers:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_(parameter.to(dtype))
-        assert_same(our_logits(saved(split(state, 2, True))), their_logits(model))
+        assert_same(logits(saved(split(state, 2, True))), their_logits(model))
 
     def test_without_grouped_queries(self, saved):
         model = llama(num_key_value_heads=4)
-        assert_same(our_logits(saved([state_of(model)], n_kv_heads=...)), their_logits(model))
+        assert_same(logits(saved([state_of(model)], n_kv_heads=...)), their_logits(model))
 
     def test_with_a_vocabulary_that_only_the_tensors_tell(self, saved):
         model = llama()
-        assert_same(our_logits(saved(split(state_of(model), 2, True), vocab_size=-1)), their_logits(model))
+        assert_same(logits(saved(split(state_of(model), 2, True), vocab_size=-1)), their_logits(model))
 
     def test_with_another_theta_and_epsilon(self, saved):
         rope = {"rope_type": "default", "rope_theta": 500.0}
         model = llama(rope_parameters=rope, rms_norm_eps=1e-3)
-        assert_same(our_logits(saved([state_of(model)], rope_theta=500.0, norm_eps=1e-3)), their_logits(model))
+        assert_same(logits(saved([state_of(model)], rope_theta=500.0, norm_eps=1e-3)), their_logits(model))
 
     def test_with_the_slowed_rotations_of_llama_3_1(self, saved):
         rope = {
@@ -147,14 +126,14 @@ class TestLogitsAreThoseOfTransformers:
         sizes = {"n_heads": 2, "rope_theta": 500000.0}
         slowed = their_logits(model, tokens)
         folder = saved([state_of(model)], **sizes, use_scaled_rope=True)
-        assert_same(our_logits(folder, tokens), slowed)
+        assert_same(logits(folder, tokens), slowed)
         (folder / "params.json").write_text(json.dumps({**PARAMS, **sizes}))
-        assert (our_logits(folder, tokens) - slowed).abs().max() > 0.01
+        assert (logits(folder, tokens) - slowed).abs().max() > 0.01
 
     def test_of_parameters_as_a_module_has_them(self, saved):
         model = llama()
         state = {name: torch.nn.Parameter(tensor) for name, tensor in state_of(model).items()}
-        assert_same(our_logits(saved([state])), their_logits(model))
+        assert_same(logits(saved([state])), their_logits(model))
 
 
 def test_stored_frequencies_are_left_out(saved):
@@ -234,7 +213,7 @@ class TestTheTokenizer:
 
     def test_of_tiktoken_is_refused_with_what_to_take(self, folder):
         (folder / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
-        with pytest.raises(UserError, match=r"tokenizer.model: ranks for tiktoken.* tokenizer.json"):
+        with pytest.raises(UserError, match=r"tokenizer.model: a tiktoken vocabulary.* tokenizer.json"):
             _ = read_meta(folder).tokenizer
 
 
@@ -397,11 +376,39 @@ class TestATrickIsRefused:
         refused(folder, "consolidated.00.pth: not a whole file of torch.save")
 
 
-def test_pieces_are_joined_when_they_are_asked_for_and_not_before(saved, monkeypatch):
-    joined = []
-    concatenate = np.concatenate
-    monkeypatch.setattr("shearling.formats.meta.np.concatenate", lambda *args: joined.append(1) or concatenate(*args))
-    tensors = read_meta(saved(split(state_of(llama()), 2, True))).tensors
-    assert not joined
-    assert tensors["embed.weight"].shape == (64, 32)
-    assert len(joined) == 1
+class TestPieces:
+    @pytest.mark.parametrize("embedding_by_rows", [False, True])
+    def test_are_joined_in_any_rows(self, embedding_by_rows, saved):
+        state = state_of(llama())
+        tensors = read_meta(saved(split(state, 2, embedding_by_rows))).tensors
+        for ours, theirs in (
+            ("embed", "tok_embeddings"),
+            ("layers.1.feedforward.branch.down_proj", "layers.1.feed_forward.w2"),
+        ):
+            tensor, whole = tensors[f"{ours}.weight"], state[f"{theirs}.weight"].numpy()
+            for rows in (
+                slice(None),
+                slice(5, 9),
+                slice(10, 40),
+                slice(31, 33),
+                slice(20, 99),
+                slice(7, 7),
+                slice(-3, None),
+            ):
+                np.testing.assert_array_equal(tensor.read(rows), whole[rows])
+            shuffled = np.random.default_rng(0).permutation(len(whole))
+            np.testing.assert_array_equal(tensor.reordered(shuffled).read(), whole[shuffled])
+
+    def test_are_not_joined_for_what_is_known_of_a_tensor_beforehand(self, saved):
+        model = llama(vocab_size=20_000, tie_word_embeddings=False)
+        folder = saved(split(state_of(model), 2, True), vocab_size=20_000)
+        checkpoint = read_meta(folder)
+        tracemalloc.start()
+        n_bytes = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+        PagesHeld(checkpoint.tensors.values())
+        for piece in checkpoint.tensors["embed.weight"].encoded(CODECS["f32"]):
+            assert piece[0].shape == (20_000, 32)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert n_bytes == 4 * sum(parameter.numel() for parameter in model.parameters())
+        assert peak < 1.1 * 4 * 20_000 * 32  # the one that was read

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from oracles import in_memory
 from safetensors import safe_open
 
 from shearling.data.tokenizers import load_tokenizer
 from shearling.engine.reference import ReferenceEngine
 from shearling.errors import UserError
-from shearling.formats import Checkpoint, StoredTensor, open_checkpoint
+from shearling.formats import Checkpoint, open_checkpoint
 from shearling.formats.checkpoint import rotary_order
 from shearling.formats.run_folder import read_run_folder, write_run_folder
 from shearling.models.spec import ModelSpec
@@ -66,8 +67,7 @@ def drawn(**options) -> Checkpoint:
     """A model of random numbers, as a reader of another format would give it."""
     shape = {"d_model": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "intermediate_size": 128, "vocab_size": 60}
     spec = ModelSpec.model_validate(shape | {"max_seq_len": 32, "init_std": 0.3} | options)
-    tensors = {name: StoredTensor.of(tensor.numpy()) for name, tensor in Transformer(spec).state_dict().items()}
-    return Checkpoint(spec, tensors, "halves", "made/of numbers", stop_ids=(2, 7), chat_template="{{ messages }}")
+    return in_memory(Transformer(spec), "made/of numbers", stop_ids=(2, 7), chat_template="{{ messages }}")
 
 
 def written(folder: Path, checkpoint: Checkpoint, codec=None) -> Checkpoint:
@@ -120,6 +120,11 @@ class TestReading:
         shutil.copy(assets / "tokenizers" / "llama2" / "tokenizer.model", run.tokenizer / "tokenizer.model")
         with pytest.raises(UserError, match="not the tokenizer that the model was trained with"):
             read_run_folder(run.path)
+
+    def test_refuses_a_tokenizer_that_is_named_and_not_there(self, tmp_path):
+        written(tmp_path / "run", drawn())  # which has none of its own
+        with pytest.raises(UserError, match="nowhere: no such tokenizer file"):
+            open_checkpoint(tmp_path / "run", tmp_path / "nowhere")
 
     def test_refuses_weights_that_are_not_the_config_s(self, run):
         text = run.config.read_text()

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from shearling.errors import UserError
-from shearling.formats.safetensors import DTYPES, open_safetensors, read_safetensors, write_safetensors
+from shearling.formats.safetensors import DTYPES, open_safetensors, write_safetensors
 
 TORCH = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -42,14 +42,14 @@ class TestReads:
     def test_floats_as_tensors_and_nothing_else(self, tmp_path):
         tensors = {name: drawn(dtype) for name, dtype in TORCH.items()}
         save_file(tensors, tmp_path / "a.safetensors")
-        found = read_safetensors(tmp_path / "a.safetensors")
-        assert found.keys() == {"F64", "F32", "F16", "BF16"}
-        for name, stored in found.items():
+        opened = open_safetensors(tmp_path / "a.safetensors")
+        for name in ("F64", "F32", "F16", "BF16"):
+            stored = opened.tensor(name)
             assert stored.shape == (3, 5)
             np.testing.assert_array_equal(stored.read(), tensors[name].float().numpy())
             np.testing.assert_array_equal(stored.read(slice(1, 2)), tensors[name][1:2].float().numpy())
         with pytest.raises(UserError, match="I8: I8 is no dtype of weights"):
-            open_safetensors(tmp_path / "a.safetensors").tensor("I8")
+            opened.tensor("I8")
 
     def test_nothing_of_a_dtype_that_numpy_has_not_but_all_that_lies_beside_it(self, tmp_path):
         tensors = {"small": torch.ones(4, 4).to(torch.float8_e4m3fn), "large": drawn(torch.float32)}
@@ -62,14 +62,21 @@ class TestReads:
     def test_without_copying(self, tmp_path):
         save_file({"a": torch.ones(1000, 1000)}, tmp_path / "a.safetensors")
         tracemalloc.start()
-        (stored,) = read_safetensors(tmp_path / "a.safetensors").values()
+        stored = open_safetensors(tmp_path / "a.safetensors").tensor("a")
         assert tracemalloc.get_traced_memory()[1] < 100_000
         tracemalloc.stop()
         assert not stored.parts[0].flags.writeable
 
     def test_files_without_tensors(self, tmp_path):
         save_file({}, tmp_path / "a.safetensors")
-        assert read_safetensors(tmp_path / "a.safetensors") == {}
+        assert open_safetensors(tmp_path / "a.safetensors").entries == {}
+
+    def test_a_null_for_metadata_as_the_library_does(self, tmp_path):
+        path = file_of(tmp_path, {"__metadata__": None, **one()}, bytes(16))
+        with safe_open(path, "np") as theirs:
+            assert theirs.metadata() is None
+        opened = open_safetensors(path)
+        assert (opened.metadata, opened.array("a").shape) == ({}, (2, 2))
 
 
 def file_of(folder: Path, header: object, data: bytes = b"", length: int | None = None) -> Path:
@@ -180,13 +187,14 @@ def test_mutated_headers_are_read_as_the_library_reads_them_or_refused(tmp_path)
             content[place] = draw.choice((draw.randrange(256), *b'0123456789[]{}":,-'))
         path.write_bytes(content)
         try:
-            found = {name: stored.read() for name, stored in read_safetensors(path).items()}
+            opened = open_safetensors(path)
+            found = {name: opened.array(name) for name in opened.entries}
         except UserError:
             continue
         read += 1
         with safe_open(path, "np") as theirs:
-            for name, stored in found.items():
-                assert stored.shape == tuple(theirs.get_slice(name).get_shape())
+            for name, array in found.items():
+                assert array.shape == tuple(theirs.get_slice(name).get_shape())
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
     assert read > 100

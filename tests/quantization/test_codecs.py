@@ -197,6 +197,15 @@ def test_a_weight_beyond_the_scales_is_refused(name, weight):
         parse_codec(name).encode(x)
 
 
+@pytest.mark.parametrize("weight", [65520, -1e38])
+def test_a_weight_beyond_fp16_is_refused_and_what_rounds_to_its_end_is_not(weight):
+    codec = CODECS["f16"]
+    with pytest.raises(UserError, match=r"beyond fp16, which ends at 65,504: write bf16 or f32"):
+        codec.encode(np.array([[0, weight]], np.float32))
+    kept = np.array([[65519, -np.inf, np.nan]], np.float32)
+    np.testing.assert_array_equal(codec.decode(codec.encode(kept)), [[65504, -np.inf, np.nan]])
+
+
 @each_writable
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
@@ -245,7 +254,7 @@ FLOAT_PARTS = {"int8": [1], "int4": [1], "nf4": [1], "nf4-double": [2, 3]}
 @pytest.mark.parametrize(("name", "place"), [(name, at) for name, places in FLOAT_BYTES.items() for at in places])
 def test_a_block_with_a_damaged_scale_is_refused(name, place, damage):
     codec = CODECS[name]
-    (part,) = (np.zeros((3, codec.row_bytes(512)), np.uint8),)
+    part = np.zeros((3, codec.row_bytes(512)), np.uint8)
     codec.check((part,), "some.gguf")
     part[1, place : place + 2] = np.array([damage], "<f2").view(np.uint8)
     with pytest.raises(UserError, match=rf"^some\.gguf: .*{name}.*NaN or infinite"):

@@ -79,8 +79,8 @@ def test_codes_that_span_their_range_are_stored_again_as_they_were(group, seed, 
         np.testing.assert_array_equal(again, before)
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", [32, 64])
 def test_smaller_groups_err_less_than_larger(group):
     x = gaussian(256, 1024)
     errors = [np.abs(c.decode(c.encode(x)) - x).mean() for c in (parse_codec("int4", group), parse_codec("int4", 128))]
-    assert errors[0] < errors[1] or group == 128
+    assert errors[0] < errors[1]

@@ -3,7 +3,6 @@
 A format is one entry in FORMATS. What a file is shows in its content; its name decides nothing. Imports no torch.
 """
 
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 from shearling.data.tokenizers import load_tokenizer
 from shearling.errors import UserError
 from shearling.formats.checkpoint import Checkpoint, Rotary, StoredTensor
+from shearling.formats.signs import holds, is_gguf, is_llama2c
 from shearling.quantization import QUANTIZED, Codec
 
 __all__ = [
@@ -116,35 +116,6 @@ def _is_model_file(path: Path) -> bool:
     return any(known.recognizes(path) for known in FORMATS.values() if known.suffix)
 
 
-HEADER = struct.Struct("<7i")
-"""llama2.c's: dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size (negative: a head of its own), seq_len."""
-LLAMA2C_MAGIC, GGUF_MAGIC = b"24ka", b"GGUF"
-LARGEST = 1 << 28
-
-
-def _is_gguf(path: Path) -> bool:
-    return path.is_file() and _head(path).startswith(GGUF_MAGIC)
-
-
-def _is_llama2c(path: Path) -> bool:
-    """By its magic, or, in the version that has none, by seven integers that can be a model's."""
-    head = _head(path) if path.is_file() else b""
-    if head.startswith(LLAMA2C_MAGIC) or len(head) < HEADER.size:
-        return head.startswith(LLAMA2C_MAGIC)
-    dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len = HEADER.unpack(head)
-    sizes = (dim, hidden_dim, n_layers, n_heads, n_kv_heads, abs(vocab_size), seq_len)
-    return all(0 < size <= LARGEST for size in sizes) and dim % n_heads == 0 and n_heads % n_kv_heads == 0
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(HEADER.size)
-
-
-def _holds(name: str) -> Callable[[Path], bool]:
-    return lambda folder: (folder / name).is_file()
-
-
 def _of(module: str, action: str) -> Any:
     """`read_gguf` of the module `gguf`: imported when it is first asked for, since most commands need one format."""
     return getattr(import_module(f"shearling.formats.{module}"), f"{action}_{module}")
@@ -180,7 +151,7 @@ FORMATS: dict[str, Format] = {
     "run": Format(
         "a run folder",
         "experiment_config.yaml (a run folder)",
-        _holds("experiment_config.yaml"),
+        holds("experiment_config.yaml"),
         _reads_with_tokenizer("run_folder"),
         _writes("run_folder"),
         codecs=(*FLOATS, *QUANTIZED),
@@ -188,16 +159,16 @@ FORMATS: dict[str, Format] = {
     "huggingface": Format(
         "a Hugging Face folder",
         "config.json (a Hugging Face folder)",
-        _holds("config.json"),
+        holds("config.json"),
         _reads("huggingface"),
         _writes("huggingface"),
         codecs=FLOATS,
     ),
-    "meta": Format("a Meta folder", "params.json (a Meta folder)", _holds("params.json"), _reads("meta")),
+    "meta": Format("a Meta folder", "params.json (a Meta folder)", holds("params.json"), _reads("meta")),
     "gguf": Format(
         "GGUF",
         "GGUF's magic",
-        _is_gguf,
+        is_gguf,
         _reads("gguf"),
         _writes("gguf"),
         suffix=".gguf",
@@ -206,7 +177,7 @@ FORMATS: dict[str, Format] = {
     "llama2c": Format(
         "llama2.c's .bin",
         "the header of a llama2.c .bin",
-        _is_llama2c,
+        is_llama2c,
         _reads_with_tokenizer("llama2c"),
         _writes("llama2c"),
         suffix=".bin",

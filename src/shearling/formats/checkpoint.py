@@ -3,9 +3,13 @@
 All readers give this, all writers take it. Imports no torch.
 """
 
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +21,9 @@ from shearling.quantization import CODECS, Codec, FloatArray, Part, Parts
 
 NUMBERS_AT_ONCE = 1 << 22
 """Numbers that are decoded at a time where a tensor passes through: 16 MiB of float32."""
+
+SUFFIXES = (".bin", ".gguf")
+"""Of files that hold a model. Another ending is part of a name: SmolLM2-1.7B."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,15 @@ class StoredTensor:
         """Bytes that it takes in its file."""
         return sum(part.nbytes for part in self.parts)
 
+    def rows(self, rows: "slice | Part") -> Parts:
+        """What `codec` decodes, of some rows."""
+        return tuple(part[rows] for part in self.parts)
+
     def read(self, rows: "slice | Part" = slice(None)) -> FloatArray:
         """Its numbers, or those of some rows, as float32."""
         if not self.shape:  # codecs know rows
             return self.codec.decode(tuple(part.reshape(1) for part in self.parts)).reshape(())
-        return self.codec.decode(tuple(part[rows] for part in self.parts))
+        return self.codec.decode(self.rows(rows))
 
     def encoded(self, codec: Codec) -> Iterator[Parts]:
         """Its rows under another codec, a few MiB at a time; untouched where the codec is its own."""
@@ -55,14 +66,14 @@ class StoredTensor:
         if not self.shape:
             yield self.parts if same else tuple(part.reshape(()) for part in codec.encode(self.read().reshape(1)))
             return
-        step = max(1, NUMBERS_AT_ONCE // max(1, int(np.prod(self.shape[1:]))))
+        step = max(1, NUMBERS_AT_ONCE // max(1, prod(self.shape[1:])))
         for start in range(0, self.shape[0], step):
             rows = slice(start, start + step)
-            yield tuple(part[rows] for part in self.parts) if same else codec.encode(self.read(rows))
+            yield self.rows(rows) if same else codec.encode(self.read(rows))
 
     def reordered(self, order: Part) -> "StoredTensor":
         """The same with its rows in another order, still encoded: a copy of this one tensor."""
-        return StoredTensor(self.shape, self.codec, tuple(part[order] for part in self.parts))
+        return StoredTensor(self.shape, self.codec, self.rows(order))
 
 
 Rotary = Literal["halves", "adjacent"]
@@ -95,6 +106,16 @@ class Checkpoint:
     stop_ids: tuple[int, ...] = ()
     adds_bos: bool | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What the model is called: as its file says, else as what it lies in is called."""
+        if noted := self.notes.get("name"):
+            return str(noted)
+        path = Path(os.path.abspath(self.origin))  # noqa: PTH100 (a link keeps its name, and `.` gets one)
+        if cached := re.search(r"/models--[^/]*--([^/]+)/snapshots/[^/]+$", str(path)):  # the Hub's cache, by commits
+            return cached[1]
+        return path.stem if path.suffix in SUFFIXES else path.name
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:

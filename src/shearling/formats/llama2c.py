@@ -20,6 +20,7 @@ import mmap
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,14 +29,13 @@ import numpy as np
 from shearling.data.tokenizers import Tokenizer, load_tokenizer
 from shearling.errors import UserError
 from shearling.formats.checkpoint import NUMBERS_AT_ONCE, Checkpoint, StoredTensor
+from shearling.formats.signs import LLAMA2C_INTEGERS, LLAMA2C_MAGIC
 from shearling.formats.specification import expected_shapes, specification
 from shearling.models.norm_spec import RMSNormSpec
 from shearling.models.rope import inverse_frequencies
 from shearling.models.spec import ModelSpec, RoPESpec
 from shearling.quantization import CODECS, Codec, FloatArray, parse_codec
 
-MAGIC = b"24ka"
-INTEGERS = struct.Struct("<7i")
 AFTER_MAGIC = struct.Struct("<i7iBi")
 """Version, the integers, shared classifier, group size (of version 2)."""
 HEADER_BYTES = 256
@@ -162,17 +162,17 @@ class _Header:
 
 
 def _header(head: bytes, path: Path) -> _Header:
-    legacy = not head.startswith(MAGIC)
-    needed = INTEGERS.size if legacy else HEADER_BYTES
+    legacy = not head.startswith(LLAMA2C_MAGIC)
+    needed = LLAMA2C_INTEGERS.size if legacy else HEADER_BYTES
     if len(head) < needed:
         raise UserError(f"{path}: it ends within its header, after {len(head)} bytes of {needed}: fetch it again")
     if legacy:
         version, group = 0, 0
-        *integers, vocab_size, seq_len = INTEGERS.unpack_from(head)
+        *integers, vocab_size, seq_len = LLAMA2C_INTEGERS.unpack_from(head)
         shared = vocab_size > 0
         integers += [abs(vocab_size), seq_len]
     else:
-        version, *integers, shared, group = AFTER_MAGIC.unpack_from(head, len(MAGIC))
+        version, *integers, shared, group = AFTER_MAGIC.unpack_from(head, len(LLAMA2C_MAGIC))
         if version not in ORDERS or version == 0:
             raise UserError(
                 f"{path}: version {version} of llama2.c's files is not known here: export version 0, 1 or 2"
@@ -200,9 +200,9 @@ def _packed(spec: ModelSpec, version: int, group: int) -> bytes:
     integers = {option: getattr(spec, option) for option in WORDS} | {"n_kv_heads": spec.kv_heads}
     if version == 0:
         integers["vocab_size"] *= 1 if spec.tie_embeddings else -1
-        return INTEGERS.pack(*integers.values())
+        return LLAMA2C_INTEGERS.pack(*integers.values())
     flags = AFTER_MAGIC.pack(version, *integers.values(), spec.tie_embeddings, group if version == QUANTIZED else 0)
-    return (MAGIC + flags).ljust(HEADER_BYTES, b"\0")
+    return (LLAMA2C_MAGIC + flags).ljust(HEADER_BYTES, b"\0")
 
 
 def _body(spec: ModelSpec, version: int) -> dict[str, tuple[int, ...]]:
@@ -251,21 +251,11 @@ def _tensor(content: mmap.mmap, position: int, shape: tuple[int, ...], group: in
 
 def _tokenizer(path: Path, given: Path | None, vocab_size: int) -> Callable[[], Tokenizer] | None:
     if given is not None:
-        return lambda: _fitting(given, vocab_size)
+        return partial(load_tokenizer, given)
     for name in ("tokenizer.bin", f"tok{vocab_size}.bin", "tokenizer.model"):
         if (file := path.with_name(name)).is_file() and (found := load_tokenizer(file)).vocab_size == vocab_size:
             return lambda: found
     return None
-
-
-def _fitting(file: Path, vocab_size: int) -> Tokenizer:
-    """A tokenizer, which may have fewer pieces than the model has rows, but no more."""
-    tokenizer = load_tokenizer(file)
-    if tokenizer.vocab_size > vocab_size:
-        raise UserError(
-            f"{file}: it has {tokenizer.vocab_size} pieces, and the model {vocab_size}: give the model's own tokenizer"
-        )
-    return tokenizer
 
 
 def _refuse(spec: ModelSpec, origin: str) -> None:

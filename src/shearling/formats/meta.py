@@ -5,8 +5,7 @@ it ran: w1, w3, wq, wk, wv and the head by rows, w2 and wo by columns, the embed
 rows (3); norms are in each. Rows of queries and keys that turn together are adjacent.
 """
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from shearling.formats.checkpoint import Checkpoint, StoredTensor
 from shearling.formats.specification import expected_shapes, specification
 from shearling.formats.torch_archive import read_torch_archive
 from shearling.models.spec import ModelSpec
+from shearling.quantization import Part, Parts
 
 PARAMS, SHARDS = "params.json", "consolidated.*.pth"
 LARGEST_PARAMS = 1 << 20
@@ -41,9 +41,6 @@ BLOCK = {
 BY_COLUMNS = ("o_proj", "down_proj")
 LEFT_OUT = "rope.freqs"
 """The end of the names of stored rotary frequencies."""
-
-TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* 0\r?\n")
-"""How LLaMA 3's tokenizer.model begins: a token in base 64, and its rank."""
 
 WORDS = {
     "d_model": "dim",
@@ -146,28 +143,45 @@ def read_meta(folder: Path) -> Checkpoint:
     )
 
 
-class Joined(Mapping[str, StoredTensor]):
-    """Tensors whose pieces lie in several files; asking for one copies its pieces together, each time anew.
+class JoinedTensor(StoredTensor):
+    """A tensor whose pieces lie in several files; rows of it are copied together when they are asked for, each time.
 
     Args:
-        pieces: by name, the pieces, and the axis along which they follow each other.
+        pieces: matrices of floats of one kind.
+        axis: along which they follow each other.
     """
 
-    def __init__(self, pieces: Mapping[str, tuple[list[StoredTensor], int]]) -> None:
-        self._pieces = pieces
+    _pieces: list[StoredTensor]
+    _axis: int
 
-    def __getitem__(self, name: str) -> StoredTensor:
-        pieces, axis = self._pieces[name]
-        if len(pieces) == 1:
-            return pieces[0]
-        whole = np.concatenate([piece.parts[0] for piece in pieces], axis)
-        return StoredTensor(whole.shape, pieces[0].codec, (whole,))
+    def __init__(self, pieces: list[StoredTensor], axis: int) -> None:
+        shape = list(pieces[0].shape)
+        shape[axis] = sum(piece.shape[axis] for piece in pieces)
+        vars(self).update(shape=tuple(shape), codec=pieces[0].codec, _pieces=pieces, _axis=axis)  # it is frozen
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._pieces)
+    @property
+    def parts(self) -> Parts:
+        """The whole of it, a copy."""
+        return (np.concatenate([piece.parts[0] for piece in self._pieces], self._axis),)
 
-    def __len__(self) -> int:
-        return len(self._pieces)
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes in its files."""
+        return sum(piece.nbytes for piece in self._pieces)
+
+    def rows(self, rows: "slice | Part") -> Parts:
+        """What `codec` decodes, of some rows."""
+        if self._axis == 1:
+            return (np.concatenate([piece.parts[0][rows] for piece in self._pieces], 1),)
+        if not isinstance(rows, slice):
+            return (self.parts[0][rows],)
+        start, stop, step = rows.indices(self.shape[0])
+        assert step == 1, "rows are read as they follow each other"
+        found, first = [], 0
+        for piece in self._pieces:
+            found.append(piece.parts[0][max(start - first, 0) : max(stop - first, 0)])
+            first += piece.shape[0]
+        return (np.concatenate(found),)
 
 
 def _params(file: Path) -> Params:
@@ -220,9 +234,9 @@ def _names(spec: ModelSpec) -> Iterator[tuple[str, str]]:
         yield from ((f"layers.{layer}.{ours}", f"layers.{layer}.{theirs}") for ours, theirs in BLOCK.items())
 
 
-def _joined(folder: Path, shards: list[Shard], spec: ModelSpec) -> Joined:
+def _joined(folder: Path, shards: list[Shard], spec: ModelSpec) -> dict[str, StoredTensor]:
     shapes = expected_shapes(spec)
-    pieces, placed = {}, {"output.weight"}
+    tensors, placed = dict[str, StoredTensor](), {"output.weight"}
     for module, their_module in _names(spec):
         ours, theirs = f"{module}.weight", f"{their_module}.weight"
         found, wanted = _find(folder, shards, theirs), shapes[ours]
@@ -232,12 +246,12 @@ def _joined(folder: Path, shards: list[Shard], spec: ModelSpec) -> Joined:
         if not _joins(found, int(by_columns), wanted):
             theirs_are = " and ".join(str(list(piece.shape)) for piece in found)
             raise UserError(f"{folder}: {theirs}: of shape {theirs_are}, and {PARAMS} asks for {list(wanted)} in all")
-        pieces[ours] = (found, int(by_columns))
+        tensors[ours] = found[0] if len(found) == 1 else JoinedTensor(found, int(by_columns))
         placed.add(theirs)
     stray = next((name for shard in shards for name in shard if not (name in placed or name.endswith(LEFT_OUT))), None)
     if stray is not None:
         raise UserError(f"{folder}: {stray}: no place for this tensor in LLaMA's graph, as {PARAMS} describes it")
-    return Joined(pieces)
+    return tensors
 
 
 def _joins(pieces: list[StoredTensor], axis: int, wanted: tuple[int, ...]) -> bool:
@@ -252,15 +266,5 @@ def _joins(pieces: list[StoredTensor], axis: int, wanted: tuple[int, ...]) -> bo
 def _tokenizer(folder: Path) -> Callable[[], Tokenizer] | None:
     for name in ("tokenizer.json", "tokenizer.model"):
         if (file := folder / name).is_file():
-            return partial(_load_tokenizer, file)
+            return partial(load_tokenizer, file)
     return None
-
-
-def _load_tokenizer(file: Path) -> Tokenizer:
-    with file.open("rb") as opened:
-        if TIKTOKEN.match(opened.read(256)):
-            raise UserError(
-                f"{file}: ranks for tiktoken, which are not read here: put the tokenizer.json of the same model "
-                "(from its Hugging Face repository) beside it"
-            )
-    return load_tokenizer(file)

@@ -18,7 +18,8 @@ class PagesHeld:
     """
 
     def __init__(self, tensors: Collection[StoredTensor], at_most: int = BYTES_HELD) -> None:
-        parts = [part for tensor in tensors for part in tensor.parts]
+        # No row of them: what is put together when it is asked for is not made here.
+        parts = (part for tensor in tensors for part in (tensor.rows(slice(0)) if tensor.shape else tensor.parts))
         self._maps = {id(found): found for part in parts if (found := _map_behind(part)) is not None}
         self._bytes, self._at_most = 0, at_most
 

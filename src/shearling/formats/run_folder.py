@@ -57,7 +57,7 @@ def read_run_folder(folder: Path, tokenizer: Path | None = None, *, warn: Callab
     tensors = read_weights(weights)
     _check_tensors(spec, tensors, weights)
     spec, tensors = _as_trained(spec, tensors, step)
-    own = _load_tokenizer(tokenizer or folder / "tokenizer", state)
+    own = _load_tokenizer(folder, tokenizer, state)
     converted = _section(state, "converted")
     template, stop_ids = converted.get("chat_template"), converted.get("stop_ids")
     # In training data each document has a beginning, which is BOS, and nothing at its end.
@@ -159,9 +159,10 @@ def _as_trained(
     return spec.model_copy(update={"placement": placement}), tensors
 
 
-def _load_tokenizer(path: Path, state: dict[str, Any]) -> Tokenizer | None:
+def _load_tokenizer(folder: Path, given: Path | None, state: dict[str, Any]) -> Tokenizer | None:
+    path = given or folder / "tokenizer"
     trained_with = _section(state, "identity").get("tokenizer")
-    if trained_with is None and not path.exists():
+    if given is None and trained_with is None and not path.exists():
         return None
     tokenizer = load_tokenizer(path)
     if trained_with not in (None, tokenizer.sha256):
@@ -182,7 +183,8 @@ def write_run_folder(
         What the user should know: which matrices are f16 for want of whole groups.
 
     Raises:
-        UserError: a residual warm-up has not ended, which no weights can express; nothing was written.
+        UserError: a residual warm-up has not ended, which no weights can express (nothing was written then); a weight
+            is beyond what the codec can hold.
     """
     if checkpoint.spec.placement.residual_warmup is not None:
         raise UserError(f"{checkpoint.origin}: model.placement.residual_warmup has not ended: train the model further")
@@ -236,7 +238,7 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
 def _config(checkpoint: Checkpoint) -> str:
     from omegaconf import OmegaConf
 
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(checkpoint.notes.get("name") or Path(checkpoint.origin).stem))
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", checkpoint.name)
     name = name.lstrip("._-") or "converted"
     # OmegaConf's writer quotes whatever its reader would take for a number.
     return OmegaConf.to_yaml(OmegaConf.create({"name": name, "model": checkpoint.spec.model_dump(mode="json")}))

@@ -108,12 +108,6 @@ class SafetensorsFile:
         return StoredTensor(entry.shape, CODECS[FLOATS[entry.dtype]], (self.array(name),))
 
 
-def read_safetensors(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of floats in a file, by name; others are left out. Raises as `open_safetensors`."""
-    opened = open_safetensors(file)
-    return {name: opened.tensor(name) for name, entry in opened.entries.items() if entry.dtype in FLOATS}
-
-
 def open_safetensors(file: Path) -> SafetensorsFile:
     """Map a file and check its header.
 
@@ -152,7 +146,9 @@ def _parse(file: Path, header: bytes, size: int) -> tuple[dict[str, Entry], dict
         raise _damaged(file, f"its header is no JSON: {str(error)[:80]}") from None
     if not isinstance(parsed, dict):
         raise _damaged(file, "its header is no map")
-    metadata = parsed.pop("__metadata__", {})
+    metadata = parsed.pop("__metadata__", None)
+    if metadata is None:  # some write a null
+        metadata = {}
     if not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
         raise _damaged(file, "__metadata__ is no map from texts to texts")
     entries = {name: _entry(file, name, described) for name, described in parsed.items()}

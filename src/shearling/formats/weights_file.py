@@ -12,12 +12,19 @@ from typing import NamedTuple
 
 from shearling.errors import UserError
 from shearling.formats.checkpoint import Checkpoint, StoredTensor
-from shearling.formats.safetensors import DTYPES, Described, SafetensorsFile, open_safetensors, write_safetensors
+from shearling.formats.safetensors import (
+    DTYPES,
+    FLOATS,
+    Described,
+    SafetensorsFile,
+    open_safetensors,
+    write_safetensors,
+)
 from shearling.quantization import Codec, Part, Parts, parse_codec
 
 CODECS_KEY = "shearling.codecs"
 
-FLOATS = {"f64": "F64", "f32": "F32", "f16": "F16", "bf16": "BF16"}
+DTYPE_OF = {codec: dtype for dtype, codec in FLOATS.items()}
 """The dtypes of what is one tensor of the file, by codec."""
 
 OF_PARTS = {DTYPES[name]: name for name in ("U8", "I8", "F16", "F32")}
@@ -49,8 +56,8 @@ def write_weights(
     quantized: dict[str, _Quantized] = {}
     for name, codec in codecs.items():
         shape = checkpoint.tensors[name].shape
-        if codec.name in FLOATS:
-            described.append((name, FLOATS[codec.name], shape))
+        if codec.name in DTYPE_OF:
+            described.append((name, DTYPE_OF[codec.name], shape))
             sources[name] = name, 0
             continue
         quantized[name] = _Quantized(codec.name, codec.group, shape)

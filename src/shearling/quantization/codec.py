@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -59,7 +60,8 @@ class Codec(ABC):
         """Rows (R, C) of finite float32 as parts.
 
         Raises:
-            UserError: of a quantized codec: a number is NaN, infinite or too large, or C is no multiple of `group`.
+            UserError: a finite number is too large for f16 or a quantized codec; of the latter: a number is NaN or
+                infinite, or C is no multiple of `group`.
         """
 
     @abstractmethod
@@ -68,7 +70,7 @@ class Codec(ABC):
 
     def row_bytes(self, columns: int) -> int:
         """Bytes that one row of `columns` numbers takes."""
-        return sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in self.parts(columns))
+        return sum(dtype.itemsize * prod(shape) for dtype, shape in self.parts(columns))
 
     def fits(self, columns: int) -> bool:
         """Whether a row of so many numbers is a whole number of groups."""

@@ -4,11 +4,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from shearling.errors import UserError
 from shearling.quantization.codec import Codec, FloatArray, Parts
 
 
 class Float(Codec):
-    """Numbers of a dtype that numpy has. What fp16 cannot hold becomes infinite, as in every cast."""
+    """Numbers of a dtype that numpy has."""
 
     dtype: ClassVar[np.dtype[Any]]
 
@@ -16,8 +17,7 @@ class Float(Codec):
         return ((self.dtype, (columns,)),)
 
     def encode(self, x_RC: FloatArray) -> Parts:
-        with np.errstate(over="ignore"):
-            return (x_RC.astype(self.dtype),)
+        return (x_RC.astype(self.dtype),)
 
     def decode(self, parts: Parts) -> FloatArray:
         return parts[0].astype(np.float32)
@@ -31,10 +31,17 @@ class F32(Float):
 
 
 class F16(Float):
-    """IEEE half precision."""
+    """IEEE half precision. A finite number that it cannot hold is refused."""
 
     name = "f16"
     dtype = np.dtype("<f2")
+
+    def encode(self, x_RC: FloatArray) -> Parts:
+        with np.errstate(over="ignore"):
+            (half_RC,) = super().encode(x_RC)
+        if (np.isinf(half_RC) & np.isfinite(x_RC)).any():
+            raise UserError("a weight is beyond fp16, which ends at 65,504: write bf16 or f32")
+        return (half_RC,)
 
 
 class F64(Float):

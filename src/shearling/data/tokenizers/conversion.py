@@ -5,7 +5,7 @@
 
 import json
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from shearling.data.tokenizers.base import Tokenizer
 from shearling.data.tokenizers.hugging_face import HuggingFaceTokenizer, refusing
-from shearling.data.tokenizers.llama2c import PRINTED_NAMES
+from shearling.data.tokenizers.llama2c import FIRST_TYPES, PRINTED_NAMES
 from shearling.data.tokenizers.model_file import MODEL_TYPES, model_file, packed
 from shearling.data.tokenizers.pieces import SPACE, Pieces, PieceType
 from shearling.data.tokenizers.sentence_piece import SentencePieceTokenizer
@@ -262,10 +262,9 @@ def _llama2c(pieces: Pieces) -> bytes:
 
 def _refuse_other_types(pieces: Pieces) -> None:
     """llama2.c knows by an id alone what a piece is."""
-    expected: Sequence[int] = [PieceType.UNKNOWN, PieceType.CONTROL, PieceType.CONTROL, *[PieceType.BYTE] * 256]
-    if list(pieces.types[: len(expected)]) != list(expected) or (pieces.bos, pieces.eos) != (1, 2):
+    if list(pieces.types[: len(FIRST_TYPES)]) != FIRST_TYPES or (pieces.bos, pieces.eos) != (1, 2):
         raise UserError("llama2.c wants unknown, BOS and EOS as ids 0, 1 and 2, and the bytes as 3 to 258")
-    for index in range(len(expected), len(pieces.types)):
+    for index in range(len(FIRST_TYPES), len(pieces.types)):
         if pieces.types[index] != PieceType.NORMAL:
             name = PieceType(pieces.types[index]).name.lower().replace("_", "-")
             raise UserError(f"its piece {index} {pieces.texts[index]!r} is {name}: llama2.c would take it for text")

@@ -9,18 +9,21 @@ import struct
 import numpy as np
 
 from shearling.data.tokenizers.model_file import model_file
-from shearling.data.tokenizers.pieces import SPACE, PieceType
+from shearling.data.tokenizers.pieces import BYTE_NAMES, SPACE, PieceType
 from shearling.data.tokenizers.sentence_piece import SentencePieceTokenizer
 from shearling.errors import UserError
 
 _NAMES = (b"<unk>", b"<s>", b"</s>")
 PRINTED_NAMES = (b"<unk>", b"\n<s>\n", b"\n</s>\n")
 """llama2.c prints BOS and EOS on lines of their own; their names are the above."""
-_BYTES = [f"<0x{byte:02X}>".encode() for byte in range(256)]
-_TYPES = [PieceType.UNKNOWN, PieceType.CONTROL, PieceType.CONTROL, *[PieceType.BYTE] * 256]
-"""Of the first ids; all others are normal."""
+_BYTES = [name.encode() for name in BYTE_NAMES]
+FIRST_TYPES = [PieceType.UNKNOWN, PieceType.CONTROL, PieceType.CONTROL, *[PieceType.BYTE] * 256]
+"""What the first ids are; all others are normal."""
 _HEAD = struct.Struct("<4si")
 LONGEST_PIECE = 1 << 12
+MOST_PIECES = 1 << 20
+"""The largest published vocabulary has nine tenths of this; what Python makes of a piece is larger than it in the file.
+"""
 
 
 def llama2c_tokenizer(content: bytes, origin: str = "tokenizer.bin") -> SentencePieceTokenizer:
@@ -36,7 +39,7 @@ def llama2c_tokenizer(content: bytes, origin: str = "tokenizer.bin") -> Sentence
         "bpe",
         [piece.replace(b" ", space) for piece in pieces],
         scores,
-        [int(type_) for type_ in _TYPES] + [int(PieceType.NORMAL)] * (len(pieces) - len(_TYPES)),
+        [int(type_) for type_ in FIRST_TYPES] + [int(PieceType.NORMAL)] * (len(pieces) - len(FIRST_TYPES)),
         ids={},
         byte_fallback=True,
         add_dummy_prefix=True,
@@ -65,8 +68,10 @@ def _parse(content: bytes, origin: str) -> tuple[list[bytes], list[bytes]]:
         score, length = unpack(content, position)
         start = position + 8
         position = start + length
-        if not 0 <= length <= allowed or position > end:
+        if not 0 < length <= allowed or position > end:
             raise refuse(f"piece {len(pieces)} has an impossible length of {length} bytes")
+        if len(pieces) == MOST_PIECES:
+            raise refuse(f"it has more than {MOST_PIECES} pieces")
         pieces.append(content[start:position])
         scores.append(score)
     if pieces[3:259] != _BYTES:

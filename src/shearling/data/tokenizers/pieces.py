@@ -10,6 +10,9 @@ from typing import Any, Literal
 SPACE = "\u2581"
 """What SentencePiece writes for a space."""
 
+BYTE_NAMES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+"""What SentencePiece calls the pieces of single bytes, byte 0 first."""
+
 
 class PieceType(IntEnum):
     """What a piece is. SentencePiece and GGUF use these numbers."""

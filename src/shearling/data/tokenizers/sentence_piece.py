@@ -15,6 +15,9 @@ from shearling.errors import UserError
 CHUNK_CHARACTERS = 1 << 14
 """A longer text is encoded in pieces: SentencePiece's heap outgrows the cache, and costs half the speed at 256 KiB."""
 
+LARGEST_MODEL = 32 << 20
+"""Bytes; a million pieces take about two thirds. The library makes of a file without sense forty times its size."""
+
 
 def model_proto() -> Any:
     """SentencePiece's ModelProto, a message class that is made at import, unseen by type checkers."""
@@ -44,6 +47,8 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, serialized: bytes, origin: str = "the tokenizer", *, adds_bos: bool = True) -> None:
         from sentencepiece import SentencePieceProcessor
 
+        if len(serialized) > LARGEST_MODEL:
+            raise UserError(f"{origin}: larger than any SentencePiece model ({LARGEST_MODEL >> 20} MiB)")
         self.serialized = serialized
         self.adds_bos = adds_bos
         self._origin = origin

@@ -11,12 +11,11 @@ from typing import Any
 from shearling.data.tokenizers.guard import guard
 from shearling.data.tokenizers.hugging_face import sentence_piece_decoder
 from shearling.data.tokenizers.merges import merges_of_scores, scores_of_merges
-from shearling.data.tokenizers.pieces import SPACE, Pieces, PieceType
+from shearling.data.tokenizers.pieces import BYTE_NAMES, SPACE, Pieces, PieceType
 from shearling.errors import UserError
 
 Json = dict[str, Any]
 
-_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 _RESERVED = (PieceType.UNKNOWN, PieceType.CONTROL)
 _PREPEND: Json = {"type": "Prepend", "prepend": SPACE}
 _REPLACE: Json = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
@@ -253,8 +252,8 @@ def _sentence_piece_table(
     if unk is None:
         raise UserError("it has no piece for the unknown")
     texts, types = _table(vocabulary, content, ends)
-    if content["model"].get("byte_fallback") and all(name in vocabulary for name in _BYTES):
-        for name in _BYTES:
+    if content["model"].get("byte_fallback") and all(name in vocabulary for name in BYTE_NAMES):
+        for name in BYTE_NAMES:
             types[vocabulary[name]] = PieceType.BYTE
     types[unk] = PieceType.UNKNOWN
     return texts, types

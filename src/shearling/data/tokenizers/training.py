@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator
 from shearling.data.tokenizers.sentence_piece import SentencePieceTokenizer, model_proto
 from shearling.errors import UserError
 
-FIRST_PIECE = 259
-"""Ids below are unknown, BOS, EOS and the 256 bytes."""
 LONGEST_LINE = 1 << 16
 
 

@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from shearling.errors import UserError
+from shearling.formats.signs import GGUF_MAGIC
 
-MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 ALIGNMENT = 32
 """Of tensors, in bytes, where `general.alignment` is not given."""
@@ -152,8 +152,8 @@ class _Parser:
 
     def header(self) -> tuple[int, int]:
         """How many tensors and metadata entries there are."""
-        if bytes(self.bytes[:4]) != MAGIC:
-            raise UserError(f"{self.path}: no GGUF file: it does not begin with {MAGIC.decode()}")
+        if bytes(self.bytes[:4]) != GGUF_MAGIC:
+            raise UserError(f"{self.path}: no GGUF file: it does not begin with {GGUF_MAGIC.decode()}")
         self.position = 4
         version = self.unsigned(_U32, "its version")
         if version not in VERSIONS:

@@ -98,11 +98,10 @@ def _view(container: Container, name: str, entry: TensorEntry, path: Path) -> St
     def refused(what: str) -> UserError:
         return UserError(f"{path}: {name!r:.60}: {what}")
 
-    kind = KINDS.get(entry.kind, "")
-    if kind not in CODECS:
-        theirs = kind or OTHER_KINDS.get(entry.kind, f"number {entry.kind}")
-        read = ", ".join(known.upper() for known in KINDS.values() if known in CODECS)
-        raise refused(f"of kind {theirs.upper()}, which is not read here; read are {read}")
+    kind = KINDS.get(entry.kind)
+    if kind is None:
+        theirs = OTHER_KINDS.get(entry.kind, f"number {entry.kind}")
+        raise refused(f"of kind {theirs}, which is not read here; read are {', '.join(KINDS.values()).upper()}")
     codec, (*rows, columns) = CODECS[kind], entry.shape
     if len(rows) > 1 or (codec.group > 1 and not rows):
         raise refused(f"{len(entry.shape)} dimensions of kind {kind.upper()} are no tensor of LLaMA's")

@@ -5,13 +5,12 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import ValidationError
 
 from shearling.errors import UserError
 from shearling.formats.gguf.names import ROPE_FACTORS
 from shearling.formats.gguf.values import Metadata
-from shearling.models.rope import inverse_frequencies
+from shearling.models.rope import DoubleArray, inverse_frequencies
 from shearling.models.spec import (
     LinearScalingSpec,
     Llama3ScalingSpec,
@@ -21,8 +20,6 @@ from shearling.models.spec import (
     YarnScalingSpec,
 )
 from shearling.quantization import FloatArray
-
-DoubleArray = npt.NDArray[np.float64]
 
 CLOSE = 1e-6
 """Of an unscaled rotation: factors are fp32, and programs round differently."""

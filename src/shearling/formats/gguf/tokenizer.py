@@ -9,7 +9,7 @@ import numpy as np
 
 from shearling.data.tokenizers import Tokenizer
 from shearling.data.tokenizers.conversion import pieces_of, tokenizer_of
-from shearling.data.tokenizers.pieces import Pieces, PieceType
+from shearling.data.tokenizers.pieces import BYTE_NAMES, Pieces, PieceType
 from shearling.errors import UserError
 from shearling.formats.gguf.container import Strings
 from shearling.formats.gguf.patterns import PATTERNS, pattern_name
@@ -44,8 +44,6 @@ ENDS = (
 )
 """Tokens that llama.cpp knows by name to end a text or a reply, whatever ids a file gives."""
 
-_BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
-
 MOST_MERGES = 16
 """For each token; LLaMA 3 has two."""
 
@@ -65,9 +63,7 @@ def read_tokenizer(metadata: Metadata, vocab_size: int) -> Tokenizer:
     if model not in READERS:
         raise metadata.inexpressible(_MODEL, f"read are {' and '.join(READERS)}: name a tokenizer's file")
     texts, types = _tokens(metadata, vocab_size)
-    ids = {key: metadata.token(key, len(texts)) for key in (_BOS, _EOS, _UNKNOWN, _PAD)}
-    if model == "llama":
-        ids = {key: _DEFAULTS.get(key) if index is None else index for key, index in ids.items()}
+    ids = {key: _special(metadata, key, len(texts)) for key in (_BOS, _EOS, _UNKNOWN, _PAD)}
     pieces = READERS[model](metadata, texts, types)
     pieces = replace(pieces, bos=ids[_BOS], eos=ids[_EOS], unk=ids[_UNKNOWN], pad=ids[_PAD])
     return tokenizer_of(pieces, metadata.origin)
@@ -87,16 +83,11 @@ def write_tokenizer(
     pieces = pieces_of(tokenizer)
     if pieces.kind not in WRITERS:
         raise UserError(f"GGUF's tokenizers merge pairs, and this one is of kind {pieces.kind}: write another format")
-    if len(pieces.texts) > vocab_size:
-        raise UserError(f"the tokenizer has {len(pieces.texts)} tokens and the model only {vocab_size}: they do not "
-                        "belong together")  # fmt: skip
+    assert len(pieces.texts) <= vocab_size, "a checkpoint's tokenizer is no larger than its model"
     padding = range(len(pieces.texts), vocab_size)
     texts = [*pieces.texts, *(_padding(index) for index in padding)]
-    twice, times = Counter(texts).most_common(1)[0]
-    if times > 1:
-        raise UserError(
-            f"the tokenizer has {twice!r:.40} twice, with which llama.cpp does not load: mend the tokenizer"
-        )
+    if (twice := _twice(texts)) is not None:
+        raise UserError(f"the tokenizer has {twice!r:.40} twice, and llama.cpp loads no such: mend the tokenizer")
     ids = {_BOS: pieces.bos, _EOS: pieces.eos, _UNKNOWN: pieces.unk, _PAD: pieces.pad}
     entries = {
         **WRITERS[pieces.kind](pieces, len(padding)),
@@ -126,11 +117,17 @@ def end_of_turn(stop_ids: tuple[int, ...], entries: Mapping[str, Any]) -> dict[s
 
 def stop_ids(metadata: Metadata, vocab_size: int) -> tuple[int, ...]:
     """Tokens at which llama.cpp stops: those that the file names as ends, and those with an end's name."""
-    named = [metadata.token(key, vocab_size) for key in (_EOS, _END_OF_TURN, _END_OF_MESSAGE)]
+    named = [_special(metadata, key, vocab_size) for key in (_EOS, _END_OF_TURN, _END_OF_MESSAGE)]
     tokens = metadata.values.get(_TOKENS)
     if isinstance(tokens, Strings):
         named += [tokens.place(text) for text in ENDS]
     return tuple(dict.fromkeys(index for index in named if index is not None and index < vocab_size))
+
+
+def _special(metadata: Metadata, key: str, vocab_size: int) -> int | None:
+    """A special token's id, of a "llama" tokenizer that does not say the usual one."""
+    index = metadata.token(key, vocab_size)
+    return _DEFAULTS.get(key) if index is None and metadata.values.get(_MODEL) == "llama" else index
 
 
 def _padding(index: int) -> str:
@@ -150,14 +147,14 @@ def _tokens(metadata: Metadata, vocab_size: int) -> tuple[list[str], list[int]]:
         texts.pop()
         types.pop()
     texts = [text or f"[EMPTY_{index}]" for index, text in enumerate(texts)]
-    if twice := _twice(texts):
-        raise metadata.wrong(_TOKENS, f"{twice[0]!r:.40} is there twice")
+    if (twice := _twice(texts)) is not None:
+        raise metadata.wrong(_TOKENS, f"{twice!r:.40} is there twice")
     return texts, types
 
 
-def _twice(texts: list[str]) -> list[str]:
-    """The texts that are there more than once."""
-    return [text for text, times in Counter(texts).items() if times > 1] if len(set(texts)) < len(texts) else []
+def _twice(texts: list[str]) -> str | None:
+    """A text that is there more than once."""
+    return Counter(texts).most_common(1)[0][0] if len(set(texts)) < len(texts) else None
 
 
 def _strings(metadata: Metadata, key: str, most: int) -> list[str]:
@@ -185,8 +182,9 @@ def _numbers(metadata: Metadata, key: str, count: int, default: float | None = N
 
 
 def _read_llama(metadata: Metadata, texts: list[str], types: list[int]) -> Pieces:
+    names = frozenset(BYTE_NAMES)
     for text, kind in zip(texts, types, strict=True):
-        if kind == PieceType.BYTE and text not in _BYTES:
+        if kind == PieceType.BYTE and text not in names:
             raise metadata.wrong(_TOKENS, f"{text!r:.40} is no byte such as <0x0A>")
     return Pieces(
         kind="bpe",

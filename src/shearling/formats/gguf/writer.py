@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from shearling.errors import UserError
 from shearling.formats.checkpoint import Checkpoint, StoredTensor
 from shearling.formats.gguf.container import ALIGNMENT
 from shearling.formats.gguf.hyperparameters import ARCHITECTURE, write_spec
-from shearling.formats.gguf.names import FILE_TYPES, KINDS, ROPE_FACTORS, gguf_name
+from shearling.formats.gguf.names import FILE_TYPES, KINDS, ROPE_FACTORS, WRITTEN, gguf_name
 from shearling.formats.gguf.rope import rope_factors
 from shearling.formats.gguf.tokenizer import end_of_turn, without_tokenizer, write_tokenizer
 from shearling.formats.specification import expected_shapes
@@ -42,7 +43,7 @@ class Planned:
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape[:-1])) * self.codec.row_bytes(self.shape[-1])
+        return prod(self.shape[:-1]) * self.codec.row_bytes(self.shape[-1])
 
 
 def write_gguf(
@@ -101,9 +102,8 @@ def _refuse(spec: ModelSpec, codec: Codec | None) -> None:
     if isinstance(scaling, YarnScalingSpec) and (scaling.beta_fast, scaling.beta_slow) != (32, 1):
         raise UserError("llama.cpp takes YaRN's beta_fast as 32 and beta_slow as 1 in LLaMA models, and here they are "
                         f"{scaling.beta_fast:g} and {scaling.beta_slow:g}: write a Hugging Face folder")  # fmt: skip
-    written = [name for name in NUMBERS if name in CODECS and CODECS[name].writable]
-    if codec is not None and codec.name not in written:
-        raise UserError(f"{codec.name}: no codec that GGUF is written with: take one of {', '.join(written)}")
+    if codec is not None and codec.name not in WRITTEN:
+        raise UserError(f"{codec.name}: no codec that GGUF is written with: take one of {', '.join(WRITTEN)}")
 
 
 def _plan(checkpoint: Checkpoint, codec: Codec | None) -> tuple[list[Planned], list[str]]:
@@ -126,15 +126,16 @@ def _plan(checkpoint: Checkpoint, codec: Codec | None) -> tuple[list[Planned], l
 
 def _general(checkpoint: Checkpoint, tensors: list[Planned]) -> dict[str, Any]:
     """`general.*`: what the file is, and what it says of itself."""
-    sizes: Counter[str] = Counter()
+    weights: Counter[str] = Counter()
     for planned in tensors:
-        sizes[planned.codec.name] += planned.nbytes * (len(planned.shape) > 1)
+        if len(planned.shape) > 1:
+            weights[planned.codec.name] += prod(planned.shape)
     carried = {key: checkpoint.notes[key] for key in CARRIED if isinstance(checkpoint.notes.get(key), str)}
     return {
         "general.type": "model",
-        "general.name": str(checkpoint.notes.get("name") or Path(checkpoint.origin).stem),
+        "general.name": checkpoint.name,
         **{f"general.{key}": value for key, value in carried.items()},
-        "general.file_type": FILE_TYPES[sizes.most_common(1)[0][0]],
+        "general.file_type": FILE_TYPES[weights.most_common(1)[0][0]],
         "general.quantization_version": QUANTIZATION_VERSION,
     }
 
@@ -173,13 +174,6 @@ def _write_header(path: Path, metadata: dict[str, Any], tensors: list[Planned]) 
 
 
 def _encoded(planned: Planned) -> Iterator[npt.NDArray[np.uint8]]:
-    """The tensor's bytes, some MiB at a time.
-
-    Raises:
-        UserError: a number became infinite in fp16.
-    """
-    tensor = planned.load()
-    for (part,) in tensor.encoded(planned.codec):
-        if planned.codec.name == "f16" and tensor.codec.name != "f16" and not np.isfinite(part).all():
-            raise UserError(f"{planned.name}: a weight is beyond fp16, which ends at 65,504: write bf16 or f32")
+    """The tensor's bytes, some MiB at a time."""
+    for (part,) in planned.load().encoded(planned.codec):
         yield np.ascontiguousarray(part).view(np.uint8)

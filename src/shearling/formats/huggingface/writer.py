@@ -51,7 +51,8 @@ def write_huggingface(
         What the user should know, a line each.
 
     Raises:
-        UserError: `transformers` has no such model, or no such weights; nothing was written.
+        UserError: `transformers` has no such model, or no such weights (nothing was written then); a weight is beyond
+            what the codec can hold.
     """
     if codec is not None and codec.name not in DTYPES:
         raise UserError(f"{codec.name}: a Hugging Face folder takes {', '.join(DTYPES)}: choose one, or write a .gguf")
@@ -157,21 +158,20 @@ def _write_weights(folder: Path, outputs: list[_Output], progress: Callable[[int
     names = (
         [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)] if count > 1 else [SINGLE]
     )
+    by_name = {output.name: output for output in outputs}
+
+    def pieces(name: str) -> Iterator[Part]:
+        return by_name[name].pieces()
+
     for name, shard in zip(names, shards, strict=True):
-        by_name = {output.name: output for output in shard}
         described = [(output.name, output.dtype, output.shape) for output in shard]
-        data = partial(_data, by_name)
-        write_safetensors(folder / name, described, data, metadata={"format": "pt"}, progress=progress)
+        write_safetensors(folder / name, described, pieces, metadata={"format": "pt"}, progress=progress)
     if count > 1:
         index = {
             "metadata": {"total_size": sum(output.nbytes for output in outputs)},
             "weight_map": {output.name: name for name, shard in zip(names, shards, strict=True) for output in shard},
         }
         (folder / INDEX).write_bytes(_json(index))
-
-
-def _data(outputs: dict[str, _Output], name: str) -> Iterator[Part]:
-    return outputs[name].pieces()
 
 
 def _special_tokens(checkpoint: Checkpoint) -> Options:
