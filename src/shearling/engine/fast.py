@@ -108,7 +108,7 @@ class FastEngine(Engine):
             "d_model": spec.d_model, "n_layers": spec.n_layers, "n_heads": spec.n_heads, "kv_heads": spec.kv_heads,
             "head_dim": spec.head_dim, "window": spec.sliding_window or 0, "adjacent": checkpoint.rotary == "adjacent",
             "quantized": self.packed.quantized,
-            "matrices": self.packed.address(np.concatenate(self.packed.records)), "sets": self._sets.ctypes.data,
+            "matrices": self.packed.finish(), "sets": self._sets.ctypes.data,
             "norms": self.packed.address(norms), "cosines": self._cosines.ctypes.data,
             "sines": self._sines.ctypes.data, "threads": self.threads, "eps": spec.norm.eps,  # type: ignore[union-attr]
             "logit_stride": _padded(spec.vocab_size),

@@ -1,5 +1,6 @@
 """Stored tensors as the kernels take them: floats where they lie in the file, quantized weights in tiles of 16 rows."""
 
+import mmap
 from collections.abc import Callable
 from typing import Any
 
@@ -32,18 +33,27 @@ class _Arena:
     """Arrays one behind the other in few large pieces of memory; what no array has reached takes none."""
 
     def __init__(self) -> None:
-        self._slab: Bytes = np.empty(0, np.uint8)
-        self._used = 0
+        self._slab = mmap.mmap(-1, mmap.PAGESIZE)
+        self._used = mmap.PAGESIZE
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Part:
         """As numpy's, aligned to a line of the processor's cache."""
         size = int(np.prod(shape)) * dtype.itemsize
         if self._used + size > len(self._slab):
-            self._slab = np.empty(max(SLAB, size) + 64, np.uint8)
-            self._used = -self._slab.ctypes.data % 64
-        array = self._slab[self._used : self._used + size].view(dtype).reshape(shape)
+            self.trim()
+            self._slab = mmap.mmap(-1, max(SLAB, size), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
+                self._slab.madvise(mmap.MADV_HUGEPAGE)
+            self._used = 0
+        array = np.frombuffer(self._slab, np.uint8, size, self._used).view(dtype).reshape(shape)
         self._used += -(-size // 64) * 64
         return array
+
+    def trim(self) -> None:
+        """Give back what a large page holds behind the last array."""
+        begin = -(-self._used // mmap.PAGESIZE) * mmap.PAGESIZE
+        if begin < len(self._slab):
+            self._slab.madvise(mmap.MADV_DONTNEED, begin, len(self._slab) - begin)
 
 
 class Packed:
@@ -97,6 +107,11 @@ class Packed:
             padded[: tensor.shape[0]] = bias.read()
             record["bias"] = self.address(padded)
         self.records.append(record)
+
+    def finish(self) -> int:
+        """The address of all records, when all matrices have been added."""
+        self._arena.trim()
+        return self.address(np.concatenate(self.records))
 
     def repeat(self, number: int) -> None:
         """The matrix of that number once more: a head that is tied to the embedding."""
