@@ -8,7 +8,7 @@ from statistics import median
 import numpy as np
 import pytest
 
-from shearling.bench.ceilings import UNIT, ceilings, last_cache_bytes, read, read_bandwidth
+from shearling.bench.ceilings import UNIT, Ceilings, last_cache_bytes, read, read_bandwidth
 from shearling.bench.decode_models import for_peer, prepare, random_model, smallest
 from shearling.bench.decode_report import decode_table, summarize
 from shearling.bench.process import STATUS
@@ -183,21 +183,24 @@ class TestCeilings:
 
     @pytest.mark.slow
     def test_are_all_positive(self):
-        assert all(figure is None or figure > 0 for figure in ceilings(1).values())
+        with Ceilings(1) as machine:
+            for figures in (machine.peaks, machine.bandwidths(), machine.bandwidths()):
+                assert all(figure is None or figure > 0 for figure in figures.values())
 
 
 SPEEDS = {
     "shearling": {"decode": [400.0, 100.0, 300.0], "prefill": [900.0, 1000.0, 1100.0], "batch": [1.0, 3.0, 2.0]},
     "peer": {"decode": [100.0, 200.0, 50.0], "prefill": [500.0, 500.0, 500.0]},
 }
-CEILINGS = {
-    "dram_bytes_per_second": 1e6, "cache_bytes": 1500, "cache_bytes_per_second": 4e6, "fp32_flops": 1e5,
-    "bf16_flops": 4e5,
-}  # fmt: skip
+PEAKS = {"cache_bytes": 1500, "fp32_flops": 1e5, "bf16_flops": 4e5}
+BANDWIDTHS = [
+    {"dram_bytes_per_second": dram * 1e6, "cache_bytes_per_second": cache * 1e6}
+    for dram, cache in ((1, 4), (2, 5), (1, 2))
+]
 
 
 class TestTheReport:
-    def results(self, first_tokens=None, **ceilings):
+    def results(self, first_tokens=None, peaks=PEAKS, bandwidths=BANDWIDTHS):
         facts = {
             "shearling": {
                 "weights": "q8_0", "bytes_per_token": 1000, "peak_bytes": 5000, "text": [1, 2, 3, 4],
@@ -208,8 +211,7 @@ class TestTheReport:
         what = {"model": "tiny", "weights": "q8_0", "threads": 2, "tokens": 4, "prompt": 9, "batch": 2, "rounds": 3}
         memory = {"weights_bytes": 1600, "kv_bytes": 200, "without_model_bytes": 3000}
         starts = {"shearling": [1.0, 2.0, 4.0], "peer": [3.0, 2.0, 6.0]} if first_tokens is None else first_tokens
-        return summarize(what, SPEEDS, starts, facts, {**CEILINGS, **ceilings}, flops_per_token=40,
-                         memory=memory)  # fmt: skip
+        return summarize(what, SPEEDS, starts, facts, peaks, bandwidths, flops_per_token=40, memory=memory)
 
     def test_ratios_are_medians_of_the_rounds_ratios(self):
         ratio = self.results()["ratios"]["peer"]
@@ -228,12 +230,24 @@ class TestTheReport:
 
     def test_a_share_is_of_the_cache_where_the_weights_fit_into_it(self):
         ours, peer = self.results()["entries"]
-        assert (ours["decode_ceiling"], ours["decode_share"]) == ("cache", 300 * 1000 / 4e6)
-        assert (peer["decode_ceiling"], peer["decode_share"]) == ("DRAM", 100 * 2000 / 1e6)
+        assert ours["decode_ceiling"] == "cache"
+        assert peer["decode_ceiling"] == "DRAM"
+
+    def test_a_share_is_the_median_of_what_it_was_in_each_round(self):
+        ours, peer = self.results()["entries"]
+        assert ours["decode_share"] == pytest.approx(1000 * median([400 / 4e6, 100 / 5e6, 300 / 2e6]))
+        assert peer["decode_share"] == pytest.approx(2000 * median([100 / 1e6, 200 / 2e6, 50 / 1e6]))
+
+    def test_bandwidths_are_medians_over_rounds(self):
+        ceilings = self.results()["ceilings"]
+        assert (ceilings["dram_bytes_per_second"], ceilings["cache_bytes_per_second"]) == (1e6, 4e6)
+        assert ceilings["rounds"] == BANDWIDTHS
 
     def test_a_share_is_of_dram_where_the_cache_is_unknown(self):
-        results = self.results(cache_bytes=None, cache_bytes_per_second=None)
-        assert (results["entries"][0]["decode_ceiling"], results["entries"][0]["decode_share"]) == ("DRAM", 0.3)
+        unknown = [{**each, "cache_bytes_per_second": None} for each in BANDWIDTHS]
+        results = self.results(peaks={**PEAKS, "cache_bytes": None}, bandwidths=unknown)
+        assert results["entries"][0]["decode_ceiling"] == "DRAM"
+        assert results["entries"][0]["decode_share"] == pytest.approx(1000 * median([400 / 1e6, 100 / 2e6, 300 / 1e6]))
         assert "size of the cache unknown" in decode_table(results)
 
     def test_prefill_is_held_against_the_peak_of_what_weights_are_stored_as(self):

@@ -1,6 +1,7 @@
 """What this machine can do at best: bytes read from memory and from its last cache, and matrix products.
 
-`python -m shearling.bench.ceilings` measures in a process of its own, so that nothing of it stays in the caller's.
+A process of its own, `python -m shearling.bench.ceilings`, measures, so that nothing of it stays in the caller's. It is
+asked for bandwidths again and again: those of a virtual machine's memory move with what its neighbours do.
 """
 
 import json
@@ -9,7 +10,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,10 @@ BEYOND_CACHE = 256 << 20
 """Bytes that are read to reach the memory where no cache is larger than a quarter of them."""
 
 SECONDS = 1.0
-"""For each of the reads and products."""
+"""For each of the products."""
+
+SECONDS_READING = 0.3
+"""For each of the bandwidths."""
 
 SHORTEST = 0.05
 """Seconds that one measurement lasts at least: starting threads takes some hundred microseconds."""
@@ -50,21 +53,30 @@ def read(address: int, count: int, passes: int) -> float:
     return total(add(add(add(a, b), add(c, d)), add(add(e, f), add(g, h))))
 
 
-def ceilings(threads: int) -> dict[str, Any]:
-    """Measure in another process.
+class Ceilings:
+    """The machine's ceilings, measured in another process, with as many threads as are given; ends with its context.
 
-    Args:
-        threads: that read, or multiply, together.
-
-    Returns:
-        `dram_bytes_per_second`; `cache_bytes` and `cache_bytes_per_second` of the last level, None where the system
-        does not say how large it is; `fp32_flops` and `bf16_flops` per second, in square products.
+    Attributes:
+        peaks: `fp32_flops` and `bf16_flops` per second, in square products; `cache_bytes`, the size of the last
+            level, None where the system does not say.
     """
-    with Worker("shearling.bench.ceilings", {"threads": threads}) as worker:
-        return worker.ready
+
+    def __init__(self, threads: int) -> None:
+        self._worker = Worker("shearling.bench.ceilings", {"threads": threads})
+        self.peaks: dict[str, float | None] = self._worker.ready
+
+    def __enter__(self) -> "Ceilings":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._worker.stop()
+
+    def bandwidths(self) -> dict[str, float | None]:
+        """`dram_bytes_per_second`, and `cache_bytes_per_second` of the last level, None as its size: those of now."""
+        return self._worker.ask("bandwidths")
 
 
-def read_bandwidth(n_bytes: int, threads: int, seconds: float = SECONDS) -> float:
+def read_bandwidth(n_bytes: int, threads: int, seconds: float = SECONDS_READING) -> float:
     """The fastest reading of so many bytes, a part for each thread, that was seen in so many seconds: bytes/s."""
     share = max(1, n_bytes // 4 // threads // UNIT) * UNIT
     numbers = np.ones(share * threads, np.float32)
@@ -110,25 +122,27 @@ def last_cache_bytes(caches: Path = CACHES) -> int | None:
     return max(sizes, default=None)
 
 
-def _measure(threads: int) -> dict[str, Any]:
+def _peaks(threads: int) -> dict[str, float]:
     import torch
 
     from shearling.training.device import measure_peak
 
-    cache = last_cache_bytes()
-    reads = {
-        "dram_bytes_per_second": read_bandwidth(max(4 * (cache or 0), BEYOND_CACHE), threads),
-        "cache_bytes": cache,
-        "cache_bytes_per_second": None if cache is None else read_bandwidth(cache // 2, threads),
-    }
     torch.set_num_threads(threads)
     cpu = torch.device("cpu")
-    products = {
-        f"{name}_flops": measure_peak(cpu, dtype, SECONDS)
-        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
-    }
-    return reads | products
+    kinds = (("fp32", torch.float32), ("bf16", torch.bfloat16))
+    return {f"{name}_flops": measure_peak(cpu, dtype, SECONDS) for name, dtype in kinds}
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    threads, cache = json.loads(sys.stdin.readline())["threads"], last_cache_bytes()
+    answer(**_peaks(threads), cache_bytes=cache)
+    for _ in sys.stdin:
+        answer(
+            dram_bytes_per_second=read_bandwidth(max(4 * (cache or 0), BEYOND_CACHE), threads),
+            cache_bytes_per_second=None if cache is None else read_bandwidth(cache // 2, threads),
+        )
 
 
 if __name__ == "__main__":
-    answer(**_measure(json.loads(sys.stdin.readline())["threads"]))
+    main()

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from shearling.bench.ceilings import ceilings
+from shearling.bench.ceilings import Ceilings
 from shearling.bench.decode_contenders import CONTENDERS, OURS
 from shearling.bench.decode_models import Work, for_peer, prepare, smallest
 from shearling.bench.decode_report import summarize
@@ -76,7 +76,7 @@ def bench_decode(
             "batch": batch,
         }
         say("measuring the machine's ceilings")
-        ceiling = ceilings(threads)
+        machine = stack.enter_context(Ceilings(threads))
         say("compiling kernels, where that has not been done")
         _peak_of_ours(work, common)
         bare = smallest(work, folder)
@@ -88,7 +88,7 @@ def bench_decode(
             orders[contender] = {**common, "contender": contender, "path": str(path)}
             say(f"warming up {contender} ({stored[contender]})")
             workers[contender] = stack.enter_context(Worker(WORKER, orders[contender]))
-        speeds = _rounds(workers, rounds, say)
+        speeds, bandwidths = _rounds(workers, machine, rounds, say)
         first_tokens = _first_tokens(work, orders, say)
     return summarize(
         {
@@ -103,7 +103,8 @@ def bench_decode(
             contender: {"bytes_per_token": work.bytes_per_token, **_known(worker.ready), "weights": stored[contender]}
             for contender, worker in workers.items()
         },
-        ceiling,
+        machine.peaks,
+        bandwidths,
         flops_per_token=work.prefill_flops_per_token,
         memory={
             "weights_bytes": sum(tensor.nbytes for tensor in work.checkpoint.tensors.values()),
@@ -139,18 +140,22 @@ def _check_peers(against: Sequence[str]) -> None:
             raise UserError(f"--against {name}: {needs[1]} is not installed: pip install 'shearling[bench]'")
 
 
-def _rounds(workers: dict[str, Worker], rounds: int, say: Say) -> dict[str, dict[str, list[float]]]:
-    """Tokens per second, by contender and measure."""
+def _rounds(
+    workers: dict[str, Worker], machine: Ceilings, rounds: int, say: Say
+) -> tuple[dict[str, dict[str, list[float]]], list[dict[str, float | None]]]:
+    """Tokens per second, by contender and measure, and the bandwidths of each round."""
     measures = list(dict.fromkeys(measure for worker in workers.values() for measure in worker.ready["measures"]))
     speeds: dict[str, dict[str, list[float]]] = {contender: {} for contender in workers}
+    bandwidths = []
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}")
+        bandwidths.append(machine.bandwidths())
         for measure in measures:
             for contender, worker in workers.items():
                 if measure in worker.ready["measures"]:
                     speed = worker.ask(measure)["tokens_per_second"]
                     speeds[contender].setdefault(measure, []).append(speed)
-    return speeds
+    return speeds, bandwidths
 
 
 def _first_tokens(work: Work, orders: dict[str, dict[str, Any]], say: Say) -> dict[str, list[float]]:

@@ -1,5 +1,6 @@
 """What was measured of decoding, as figures and as text."""
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -15,7 +16,8 @@ def summarize(
     speeds: Speeds,
     first_tokens: Mapping[str, Sequence[float]],
     facts: Mapping[str, Mapping[str, Any]],
-    ceilings: Mapping[str, Any],
+    peaks: Mapping[str, Any],
+    bandwidths: Sequence[Mapping[str, float | None]],
     *,
     flops_per_token: int,
     memory: Mapping[str, int],
@@ -27,22 +29,26 @@ def summarize(
         first_tokens: seconds to the first token of each cold start, by contender; empty where there are none.
         facts: of each contender: `weights` (how they are stored), `bytes_per_token`, `peak_bytes`, the greedy `text`,
             and `anonymous_bytes` where the system says.
-        ceilings: as `ceilings.ceilings` gives them.
+        peaks, bandwidths: as `Ceilings` gives them, the latter in each round.
         flops_per_token: of prefill.
         memory: bytes of our weights, our keys and values, and our process without a model.
 
     Returns:
-        The same as JSON has it. A share of the decoding ceiling is tokens/s · bytes per token / bandwidth, that of the
-        cache where the bytes fit into it. `over_weights` is what a model adds to our process, but for keys and values,
-        over the weights as stored.
+        The same as JSON has it. A share of the decoding ceiling is tokens/s · bytes per token / bandwidth of the same
+        round, that of the cache where the bytes fit into it. `over_weights` is what a model adds to our process, but
+        for keys and values, over the weights as stored.
     """
     ours = facts[OURS]
     added = ours["peak_bytes"] - memory["without_model_bytes"] - memory["kv_bytes"]
     return {
         **what,
-        "ceilings": dict(ceilings),
+        "ceilings": {
+            **peaks,
+            **{name: _median([each[name] for each in bandwidths]) for name in bandwidths[0]},
+            "rounds": [dict(each) for each in bandwidths],
+        },
         "entries": [
-            _entry(name, speeds[name], first_tokens.get(name), facts[name], ceilings, flops_per_token)
+            _entry(name, speeds[name], first_tokens.get(name), facts[name], peaks, bandwidths, flops_per_token)
             for name in speeds
         ],
         "ratios": {
@@ -64,13 +70,15 @@ def _entry(
     speeds: Mapping[str, Sequence[float]],
     first_tokens: Sequence[float] | None,
     facts: Mapping[str, Any],
-    ceilings: Mapping[str, Any],
+    peaks: Mapping[str, Any],
+    bandwidths: Sequence[Mapping[str, float | None]],
     flops_per_token: int,
 ) -> dict[str, Any]:
     middle = {measure: median(each) for measure, each in speeds.items()}
-    in_cache = facts["bytes_per_token"] <= (ceilings["cache_bytes"] or 0)
-    bandwidth = ceilings["cache_bytes_per_second" if in_cache else "dram_bytes_per_second"]
-    peak = ceilings["fp32_flops" if facts["weights"] == "f32" else "bf16_flops"]
+    in_cache = facts["bytes_per_token"] <= (peaks["cache_bytes"] or 0)
+    limit = "cache_bytes_per_second" if in_cache else "dram_bytes_per_second"
+    tokens_at_most = [(each[limit] or math.inf) / facts["bytes_per_token"] for each in bandwidths]
+    peak = peaks["fp32_flops" if facts["weights"] == "f32" else "bf16_flops"]
     return {
         "contender": name,
         "weights": facts["weights"],
@@ -79,7 +87,7 @@ def _entry(
         "peak_bytes": facts["peak_bytes"],
         "bytes_per_token": facts["bytes_per_token"],
         "decode_ceiling": "cache" if in_cache else "DRAM",
-        "decode_share": middle["decode"] * facts["bytes_per_token"] / bandwidth,
+        "decode_share": median(a / b for a, b in zip(speeds["decode"], tokens_at_most, strict=True)),
         "prefill_share": middle["prefill"] * flops_per_token / peak,
         "rounds": {measure: list(each) for measure, each in speeds.items()},
         "cold_starts": list(first_tokens or ()),
@@ -103,6 +111,11 @@ def _ratios(
         "memory": our_facts["peak_bytes"] / their_facts["peak_bytes"],
         "same_tokens": differs,
     }
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
 
 
 def _first_ratio(ours: Sequence[float] | None, theirs: Sequence[float] | None) -> float | None:

@@ -147,14 +147,14 @@ def kernel_codec(tensor: StoredTensor) -> Codec:
         return tensor.codec
     if tensor.codec.name == "f64":
         return CODECS["f32"]
-    first = tensor.codec.unpacked(tuple(part[:1] for part in tensor.parts))
+    first = tensor.codec.unpacked(tensor.rows(slice(1)))
     if first is not None and first.group % BLOCK == 0 and tensor.shape[1] % BLOCK == 0:
         return tensor.codec
     return CODECS["f32" if tensor.shape[1] % BLOCK else "bf16"]
 
 
 def _unpacked(tensor: StoredTensor, rows: slice) -> Unpacked:
-    part = tensor.codec.unpacked(tuple(part[rows] for part in tensor.parts))
+    part = tensor.codec.unpacked(tensor.rows(rows))
     assert part is not None, "kernel_codec has asked"
     return part
 
