@@ -56,13 +56,16 @@ class FastEngine(Engine):
         self.context = fitting_context(spec, context)
         self.kv = kv
         self.threads = fitting_threads(threads)
-        self.packed = _pack(checkpoint)
+        pages = PagesHeld(checkpoint.tensors.values(), PAGES_HELD)
+        pages.let_go()  # what the reader has looked through
+        self.packed = _pack(checkpoint, pages)
         self._room = _Room()
         self._lock = threading.Lock()
         self._plan = np.zeros(1, PLAN)
         self._sets = np.zeros(IN_A_SET * self.threads, VECTORS)
         self._angles_until = 0
         self._lay_out(checkpoint)
+        pages.let_go()
         self._crew = Crew(self.threads, self._plan)
 
     def session(self, sequences: int = 1) -> "FastSession":
@@ -223,11 +226,8 @@ class _Room:
         )
 
 
-def _pack(checkpoint: Checkpoint) -> Packed:
-    tensors = checkpoint.tensors
-    pages = PagesHeld(tensors.values(), PAGES_HELD)
-    pages.count(PAGES_HELD + 1)  # what the reader has looked through
-    packed = Packed(pages.count)
+def _pack(checkpoint: Checkpoint, pages: PagesHeld) -> Packed:
+    packed, tensors = Packed(pages.count), checkpoint.tensors
     for layer in range(checkpoint.spec.n_layers):
         for part in ("attention.branch.q", "attention.branch.k", "attention.branch.v", "attention.branch.o",
                      "feedforward.branch.gate", "feedforward.branch.up", "feedforward.branch.down"):  # fmt: skip

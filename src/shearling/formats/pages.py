@@ -27,9 +27,13 @@ class PagesHeld:
         """So many bytes were read since this was last called."""
         self._bytes += n_bytes
         if self._bytes > self._at_most:
-            self._bytes = 0
-            for found in self._maps.values():
-                found.madvise(mmap.MADV_DONTNEED)
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Give back all that was read so far."""
+        self._bytes = 0
+        for found in self._maps.values():
+            found.madvise(mmap.MADV_DONTNEED)
 
 
 def _map_behind(part: Any) -> mmap.mmap | None:
