@@ -1,8 +1,11 @@
 """What `shearling.load` gives: text, pieces, logits and replies in Python."""
 
+import gc
+import itertools
 import json
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -98,6 +101,22 @@ class TestAModelOfStories:
 
     def test_without_a_seed_tells_another_story_each_time(self, stories):
         assert len({stories.generate("", max_new_tokens=30) for _ in range(3)}) > 1
+
+    def test_keeps_one_session_of_streams_that_have_ended(self, stories, monkeypatch):
+        made, make = [], stories.engine.session
+
+        def session():
+            made.append(weakref.ref(new := make()))
+            return new
+
+        monkeypatch.setattr(stories.engine, "session", session)
+        streams = [stories.stream("The dog", max_new_tokens=3) for _ in range(5)]
+        for _ in itertools.zip_longest(*streams):  # side by side: each needs a session of its own
+            pass
+        del streams
+        gc.collect()
+        assert len(made) >= 4
+        assert sum(each() is not None for each in made) <= 1
 
     def test_streams_what_it_generates(self, stories):
         options = {"seed": 3, "max_new_tokens": 40}

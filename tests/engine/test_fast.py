@@ -5,9 +5,11 @@ import signal
 import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
+from shearling.engine import fast
 from shearling.engine.fast import FastEngine
 from shearling.errors import UserError
 from shearling.formats.checkpoint import Checkpoint, StoredTensor, rotary_heads, rotary_order
@@ -221,3 +223,24 @@ def test_what_does_not_fit_is_refused(options, words):
 def test_a_model_that_is_not_llamas_is_refused_with_what_it_has_beyond():
     with pytest.raises(UserError, match="qk_norm"):
         FastEngine(stored(torch_model(qk_norm={"kind": "per_head"})))
+
+
+@pytest.mark.parametrize("kv", ["f32", "bf16", "int8"])
+def test_a_long_context_takes_memory_only_as_far_as_it_is_used(kv):
+    engine = FastEngine(stored(torch_model(max_seq_len=2**16)), kv=kv)  # 2 MiB of fp32 for each head of a sequence
+    engine.session().feed(TOKENS[:4])
+    before = psutil.Process().memory_info().rss
+    sessions = [engine.session(sequences=8) for _ in range(4)]
+    for session in sessions:
+        session.step(TOKENS[:8])
+    assert psutil.Process().memory_info().rss - before < 16 << 20  # 2,048 MiB are reserved in fp32
+
+
+def test_more_sequences_than_the_system_has_memory_for_are_refused_with_their_size(monkeypatch):
+    def none_left(*_, **__):
+        raise OSError(12, "Cannot allocate memory")
+
+    engine = FastEngine(stored(torch_model()))
+    monkeypatch.setattr(fast, "reserved", none_left)
+    with pytest.raises(UserError, match=r"30000 sequences of 160 tokens: .* 2\.5 GB"):
+        engine.session(sequences=30000)

@@ -1,5 +1,6 @@
 """A model to work with in Python: text, pieces of text, logits, replies."""
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypedDict
@@ -52,7 +53,7 @@ class Model:
         self.engine = engine
         self.origin = checkpoint.origin
         self._checkpoint = checkpoint
-        self._idle: list[Transcript] = []
+        self._idle: deque[Transcript] = deque(maxlen=1)  # more would keep their keys and values for nothing
 
     @property
     def spec(self) -> ModelSpec:
@@ -185,6 +186,8 @@ class Model:
             check_prompt(tokens, self.context)
             sampler = Sampler(replace(options, seed=seed + place), tokenizer.vocab_size)
             waiting.append((Text(self._decoder_behind(tokens), stops), tokens, sampler))
+        if not waiting:
+            return []
         batch = Batch(self.engine.session(min(at_once, len(waiting))))
         for text, tokens, sampler in waiting:
             while batch.full:
@@ -253,9 +256,12 @@ class Model:
         sampler = Sampler(sampling, self.tokenizer.vocab_size)
 
         def draw() -> Generator[int, None, Finish]:
-            transcript = self._idle.pop() if self._idle else Transcript(self.engine.session())  # which no one else uses
             try:
-                # Same seed, same text: an engine may round otherwise where it reads a prompt in other pieces.
+                transcript = self._idle.pop()  # which no one else uses
+            except IndexError:
+                transcript = Transcript(self.engine.session())
+            try:
+                # Same seed, same text: PyTorch rounds otherwise where it reads a prompt in other pieces.
                 if afresh:
                     transcript.keep(0)
                 return (yield from generate_tokens(transcript, prompt, sampler, limit=limit, stop_ids=stop_ids))

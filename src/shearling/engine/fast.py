@@ -1,5 +1,6 @@
 """The engine of compiled kernels."""
 
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from shearling.engine.kernels.forward import IN_A_SET, PLAN
 from shearling.engine.kernels.layers import CACHE, KEPT, attend, keep
 from shearling.engine.kernels.records import BLOCK, VECTORS
 from shearling.engine.kernels.vectors import LANES
+from shearling.engine.memory import reserved
 from shearling.engine.packing import Packed
 from shearling.engine.session import Engine, Session, fitting_context, fitting_threads
 from shearling.errors import UserError
@@ -169,9 +171,15 @@ class FastSession(Session):
         dtype, kind = KEPT[engine.kv]
         capacity, padded = -(-engine.context // LANES) * LANES, -(-spec.head_dim // LANES) * LANES
         heads = spec.n_layers * sequences * spec.kv_heads
-        # Pages that no token has reached yet take no memory: zeros come from the system when they are first touched.
-        keys, values = np.zeros((heads, capacity, padded), dtype), np.zeros((heads, capacity, padded), dtype)
-        scales = np.zeros((2, heads, capacity), np.float32) if dtype.kind == "i" else None
+        shape = (heads, capacity, padded)
+        try:
+            keys, values = reserved(shape, dtype), reserved(shape, dtype)
+            scales = reserved((2, heads, capacity), np.dtype(np.float32)) if dtype.kind == "i" else None
+        except (OSError, OverflowError) as error:
+            gigabytes = 2 * math.prod(shape) * dtype.itemsize / 1e9
+            raise UserError(f"{sequences} sequences of {engine.context} tokens: their keys and values may take "
+                            f"{gigabytes:,.1f} GB, which the system refuses: take fewer, a shorter context, or kv int8"
+            ) from error  # fmt: skip
         self._arrays = (keys, values, scales)
         self._engine = engine
         scale_addresses = (0, 0) if scales is None else tuple(part.ctypes.data for part in scales)

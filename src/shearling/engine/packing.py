@@ -11,6 +11,7 @@ from shearling.engine.kernels.compiling import kernel
 from shearling.engine.kernels.products import KERNELS
 from shearling.engine.kernels.records import BLOCK, MATRIX
 from shearling.engine.kernels.vectors import LANES
+from shearling.engine.memory import anonymous
 from shearling.formats.checkpoint import StoredTensor
 from shearling.quantization import CODECS, Codec, Part, Unpacked
 
@@ -33,7 +34,7 @@ class _Arena:
     """Arrays one behind the other in few large pieces of memory; what no array has reached takes none."""
 
     def __init__(self) -> None:
-        self._slab = mmap.mmap(-1, mmap.PAGESIZE)
+        self._slab = anonymous(mmap.PAGESIZE, large_pages=True)
         self._used = mmap.PAGESIZE
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Part:
@@ -41,9 +42,7 @@ class _Arena:
         size = int(np.prod(shape)) * dtype.itemsize
         if self._used + size > len(self._slab):
             self.trim()
-            self._slab = mmap.mmap(-1, max(SLAB, size), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
-                self._slab.madvise(mmap.MADV_HUGEPAGE)
+            self._slab = anonymous(max(SLAB, size), large_pages=True)
             self._used = 0
         array = np.frombuffer(self._slab, np.uint8, size, self._used).view(dtype).reshape(shape)
         self._used += -(-size // 64) * 64

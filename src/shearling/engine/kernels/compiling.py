@@ -5,15 +5,17 @@ import hashlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 from numba import types
-from numba.core import config, event
+from numba.core import config, event, sigutils
+from numba.core.caching import FunctionCache, NullCache
+from numba.core.ccallback import CFunc
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -61,21 +63,41 @@ class _Notice(event.Listener):
 event.register("numba:run_pass", _Notice())
 
 
-@contextmanager
-def _kept_on_disk() -> Iterator[None]:
+class _Kept(FunctionCache):
+    """What was compiled of a function, on disk. A damaged file is as none; a full disk keeps nothing, with a word."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:
+            with suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            text = f"kernels cannot be kept in {kernel_folder().parent} ({error.strerror}): make room there"
+            print(f"{text}, or set SHEARLING_CACHE to another folder", file=sys.stderr, flush=True)
+
+
+def _cache(function: Callable[..., Any]) -> Any:
+    if _obstacle():
+        return NullCache()
     before = config.CACHE_DIR
     config.CACHE_DIR = str(kernel_folder())
     try:
-        yield
+        return _Kept(function)
     finally:
         config.CACHE_DIR = before
 
 
 def entry(function: Function) -> Function:
     """A function that Python calls: compiled when it is first called, run without the interpreter's lock."""
-    with _kept_on_disk():
-        compiled: Function = numba.njit(function, nogil=True, cache=not _obstacle(), error_model="numpy")
-    return compiled
+    compiled: Any = numba.njit(function, nogil=True, error_model="numpy")
+    compiled._cache = _cache(function)
+    return cast(Function, compiled)
 
 
 def part(function: Function) -> Function:
@@ -99,7 +121,8 @@ def kernel(function: Callable[..., None], *kinds: types.Type) -> int:
     A model needs few of all kernels, and each is optimized once, whatever calls it.
     """
     others = [types.int64] * (len(inspect.signature(function).parameters) - len(kinds))
-    with _kept_on_disk():
-        signature = types.void(*kinds, *others)
-        compiled = numba.cfunc(signature, nopython=True, cache=not _obstacle(), error_model="numpy")(function)
+    signature = sigutils.normalize_signature(types.void(*kinds, *others))
+    compiled = CFunc(function, signature, locals={}, options={"nopython": True, "error_model": "numpy"})
+    compiled._cache = _cache(function)
+    compiled.compile()
     return int(compiled.address)
