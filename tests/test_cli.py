@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from shearling.cli import main
+from shearling.engine.templates import MEND
 from shearling.errors import Interrupted, UserError
 
 PRELN = "configs/experiments/preln.yaml"
@@ -72,6 +74,18 @@ def test_every_command_has_a_help_that_says_what_it_does(command, capsys):
     assert rest.partition("Options:")[0].strip()
 
 
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_the_flag_that_mends_a_chat_template_is_there(command, capsys):
+    (flag,) = re.findall(r"--[\w-]+", MEND)
+    assert status(command, "--help") == 0
+    assert f" {flag} " in capsys.readouterr().out
+
+
+def test_a_chat_s_flags_are_refused_where_a_text_is_continued(capsys):
+    assert status("generate", "a.bin", "--llama2-template") == 2
+    assert "--llama2-template: a text to continue is no conversation: add -m chat" in capsys.readouterr().err
+
+
 def test_show_takes_overrides_after_the_config(capsys):
     assert status("show", PRELN, "--learning_rate", "2e-4", "training.minutes=3", "--json", "n_layers=2") == 0
     shown = json.loads(capsys.readouterr().out)
@@ -98,6 +112,17 @@ def test_a_defect_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("shearling.experiments.summary.summarize", broken)
     with pytest.raises(RuntimeError, match="a defect"):
         main(["show", PRELN])
+
+
+def test_an_input_that_ends_where_nothing_expects_it_is_a_defect_too(monkeypatch, capsys):
+    def ended(*_):
+        raise EOFError("of a file, say")
+
+    monkeypatch.setattr("shearling.experiments.summary.summarize", ended)
+    with pytest.raises(RuntimeError, match="internal error") as caught:
+        main(["show", PRELN])
+    assert isinstance(caught.value.__cause__, EOFError)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (UserError("mend it"), 2)])

@@ -267,5 +267,13 @@ class TestTheReport:
         assert lines[3].split()[:5] == ["peer", "f32", "100", "500", "-"]
         assert "decode 4.00 x, prefill 2.00 x, first token 1.50 x" in lines[4]
 
+    def test_as_text_counts_in_the_singular_where_there_is_one(self):
+        results = self.results()
+        assert "2 threads: 4 tokens decoded, 9 read at once, 2 sequences side by side; 3 rounds" in decode_table(
+            results
+        )
+        ones = results | dict.fromkeys(("threads", "tokens", "batch", "rounds"), 1)
+        assert "1 thread: 1 token decoded, 9 read at once, 1 sequence side by side; 1 round\n" in decode_table(ones)
+
     def test_as_text_without_cold_starts_says_nothing_of_them(self):
         assert "first token 1" not in decode_table(self.results(first_tokens={}))

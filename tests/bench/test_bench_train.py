@@ -145,6 +145,18 @@ def test_a_model_is_found_by_file_name_or_size(root, monkeypatch, name):
     assert load_shape(name).d_model == 288
 
 
+def test_a_model_that_is_not_found_is_refused_with_what_could_be_given(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outside = (
+        "no configs/models/ here whose names could be given: give a YAML file .*; `bench decode` takes a model's file"
+    )
+    with pytest.raises(UserError, match=f"--model nope: no such file, and {outside}"):
+        load_shape("nope")
+    monkeypatch.chdir(root)
+    with pytest.raises(UserError, match=r"--model nope: no such file, and no such name; known are .*llama-15m.*: give"):
+        load_shape("nope")
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_peer_s_network_has_as_many_parameters_as_ours(bias):
     import torch

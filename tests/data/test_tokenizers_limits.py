@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -223,3 +224,28 @@ def test_contradictory_pieces_are_refused(changes: dict[str, Any], complaint: st
     assert len(pieces.texts) == 320
     with pytest.raises(UserError, match=f"model.gguf: .*{complaint}"):
         tokenizer_of(replace(pieces, **changes), "model.gguf")
+
+
+class TestWhatIsNoTokenizer:
+    def test_is_told_without_the_innards_of_a_library(self, tmp_path: Path):
+        (tmp_path / "README.md").write_text("# A model\n\nIt is small.\n")
+        with pytest.raises(UserError) as caught:
+            load_tokenizer(tmp_path / "README.md")
+        mend = "give a tokenizer.model, tokenizer.json or tokenizer.bin"
+        assert str(caught.value) == f"{tmp_path / 'README.md'}: not a SentencePiece model: {mend}"
+
+    def test_for_a_reason_is_told_with_the_reason(self, tmp_path: Path):
+        model = trained().model
+        model.pieces.add().CopyFrom(model.pieces[300])
+        (tmp_path / "twice.model").write_bytes(model.SerializeToString())
+        piece = re.escape(model.pieces[300].piece)
+        with pytest.raises(UserError, match=rf"not a SentencePiece model \({piece} is already defined\): give"):
+            load_tokenizer(tmp_path / "twice.model")
+
+    def test_as_it_is_not_there_is_told_with_a_mend(self, tmp_path: Path):
+        with pytest.raises(UserError, match=r"gone\.model: no such tokenizer file: check the path$"):
+            load_tokenizer(tmp_path / "gone.model")
+
+    def test_as_no_file_can_be_called_so_is_told(self):
+        with pytest.raises(UserError, match=r"xxx: cannot be read \(File name too long\): check the path"):
+            load_tokenizer(Path("x" * 300))

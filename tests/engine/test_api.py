@@ -60,6 +60,7 @@ class TestGenerate:
         assert model.generate("Lily saw", temperature=0, max_new_tokens=0) == ""
         assert model.generate("Lily saw", temperature=0, stop="and") == " 12 cats "
         assert model.generate("Lily saw", temperature=0, stop=["dogs", "and"]) == " 12 cats "
+        assert model.generate("Lily saw", temperature=0, stop=None) == model.generate("Lily saw", temperature=0)
 
     def test_without_a_length_goes_on_to_the_end_of_the_context(self, tokenizer):
         engine = FakeEngine(lambda held: 100 + len(held), 40)
@@ -215,7 +216,7 @@ class TestRefusals:
             ({"temperature": None}, "temperature None: should be a number"),
             ({"top_p": 10**400}, "top_p 10{20,}: should be a number"),
             ({"max_new_tokens": 1.5}, "max_new_tokens 1.5: should be a whole number"),
-            ({"stop": None}, "stop None: should be a list"),
+            ({"stop": 7}, "stop 7: should be a list"),
             ({"stop": {"a": 1}}, "stop {'a': 1}: should be a list"),
             ({"stop": ["a", 5]}, "stop 5: should be a text"),
         ],
@@ -248,7 +249,7 @@ class TestRefusals:
             reciter("x").logits(tokens)
 
     def test_of_options_that_are_none(self, reciter):
-        with pytest.raises(TypeError, match="temprature"):
+        with pytest.raises(UserError, match="temprature"):
             reciter("x").stream("Lily", temprature=1)
 
     def test_of_a_prompt_that_is_no_text(self, reciter):

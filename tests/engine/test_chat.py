@@ -1,7 +1,8 @@
 """Conversations: what the model reads of them, and templates against transformers' rendering."""
 
+import signal
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import pytest
 from fake_engine import FakeEngine, checkpoint_of, make_tokenizer
@@ -9,7 +10,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from shearling.engine.api import Model
 from shearling.engine.sampling import Sampling
-from shearling.engine.templates import JinjaTemplate, Llama2Template, Message
+from shearling.engine.templates import JinjaTemplate, Llama2Template, Message, template_of
 from shearling.errors import UserError
 
 CHATML = (
@@ -40,6 +41,10 @@ WITH_EXTENSIONS = """
         {%- endif %}
     {% endfor %}
     {{- strftime_now("%Y") }}{% if tools is none and documents is none %} no tools{% endif %}
+"""
+GROWING = """
+{%- set ns = namespace(s='ab', l=[1], n=99) -%}
+{%- for i in range(999) -%}{%- set doubled -%}{{ ns.s }}{{ ns.s }}{%- endset -%}BODY{%- endfor -%}
 """
 SAID = [
     Message("system", "You are a sheep."),
@@ -87,7 +92,7 @@ class TestJinja:
             "{{ 'a' * 10**10 }}",
             "{{ 10000000000 * 'a' }}",
             "{{ [0] * 10000000000 }}",
-            "{{ 9 ** 9 ** 9 }}",
+            "{{ 9 ** (9 ** (9 ** 9)) }}",
             "{{ 'a' | center(10000000000) }}",
             "{{ 'a' | indent(width=10000000000, first=true) }}",
             "{{ 'a'.ljust(10000000000) }}",
@@ -104,6 +109,76 @@ class TestJinja:
         with pytest.raises(UserError, match="here: its chat template fails"):
             JinjaTemplate(source, "here").render(SAID, tokenizer)
         assert time.monotonic() - began < 20
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            "{% set ns.s = ns.s ~ ns.s %}",
+            "{% set ns.s = ns.s + ns.s %}",
+            "{% set ns.s = [ns.s, ns.s] | join(ns.s) %}",
+            "{% set ns.s = ns.s | replace('a', ns.s) %}",
+            "{% set ns.s = ns.s.replace('a', ns.s) %}",
+            "{% set ns.s = doubled %}",
+            "{% set ns.l = ns.l + ns.l %}",
+        ],
+    )
+    def test_ends_what_grows_from_line_to_line_at_its_memory(self, tokenizer, body):
+        with pytest.raises(UserError, match=r"here: its chat template fails \(it takes more than 512 MiB of memory\)"):
+            JinjaTemplate(GROWING.replace("BODY", body), "here").render(SAID, tokenizer)
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            "{% set ns.n = ns.n * ns.n %}",
+            "{% set ns.l = [ns.l, ns.l] %}{% if loop.index == 60 %}{{ ns.l }}{% endif %}",
+            "{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}{% endfor %}",
+        ],
+    )
+    def test_ends_what_goes_on_for_ever_at_its_time(self, tokenizer, body):
+        with pytest.raises(UserError, match=r"here: its chat template fails \(it takes more than 2 seconds\)"):
+            JinjaTemplate(GROWING.replace("BODY", body), "here").render(SAID, tokenizer)
+        assert JinjaTemplate("{{ bos_token }}", "here").render(SAID, tokenizer) == "<s>"
+
+    def test_is_ended_by_ctrl_c_and_renders_the_next(self, tokenizer):
+        endless = "{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}{% endfor %}"
+        with interrupted_after(0.3), pytest.raises(KeyboardInterrupt):
+            JinjaTemplate(endless, "here").render(SAID, tokenizer)
+        assert JinjaTemplate("{{ bos_token }}", "here").render(SAID, tokenizer) == "<s>"
+
+    def test_takes_a_long_conversation_and_gives_it_back(self, tokenizer):
+        long = "é\n" * 1_000_000
+        text = JinjaTemplate("{{ messages[0].content }}", "here").render([Message("user", long)], tokenizer)
+        assert text == long
+
+    def test_that_makes_no_tokens_is_refused_with_a_mend(self, tokenizer):
+        with pytest.raises(UserError, match=r"^here: its chat template makes no text .*--llama2-template"):
+            JinjaTemplate("{% if false %}a{% endif %}", "here").tokens(SAID, tokenizer)
+
+    def test_that_makes_no_utf_8_is_refused(self, tokenizer):
+        with pytest.raises(UserError, match=r"^here: what its chat template makes is no valid UTF-8"):
+            JinjaTemplate("{{ '\\ud800' }}", "here").tokens(SAID, tokenizer)
+
+
+@contextmanager
+def interrupted_after(seconds: float):
+    """Ctrl-C, some time from now."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("source", [None, "", " \n"])
+def test_a_template_that_is_empty_is_as_none(source):
+    assert isinstance(template_of(source, "here"), Llama2Template)
+    assert isinstance(template_of("{{ bos_token }}", "here"), JinjaTemplate)
 
 
 class TestLlama2:
@@ -245,6 +320,8 @@ class TestAConversation:
         assert len("".join(conversation.ask("Who?"))) < len("Tom saw Lily")
         assert len(conversation.reply.drawn) == 2
         assert "".join(talking(stop=["saw"]).ask("Who?")) == "Tom "
+        assert "".join(talking(stop="saw").ask("Who?")) == "Tom "
+        assert "".join(talking(stop=None).ask("Who?")) == "Tom saw Lily"
 
 
 class TestAReplyThatIsLeft:

@@ -6,7 +6,9 @@ import pytest
 from fake_engine import FakeEngine, make_tokenizer, reciting
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 
+from shearling.data.tokenizers.streaming import WindowStreamDecoder
 from shearling.engine import generation
 from shearling.engine.generation import Generation, StopStrings, Transcript, generate_tokens
 from shearling.engine.sampling import Sampler, Sampling
@@ -64,10 +66,14 @@ class TestTokens:
         next(generate_tokens(Transcript(engine.session()), PROMPT, greedy()))
         assert engine.fed == [PROMPT]
 
-    @pytest.mark.parametrize("length", [0, 11, 30])
+    @pytest.mark.parametrize("length", [11, 30])
     def test_from_a_prompt_without_room_are_refused(self, length):
         with pytest.raises(UserError, match=rf"a prompt of {length} tokens: the model's context takes 1 to 10"):
             drawn(counting(context=10), [1] * length)
+
+    def test_behind_no_prompt_at_all_are_refused_with_a_mend_of_their_own(self):
+        with pytest.raises(UserError, match=r"^a prompt of 0 tokens: there is nothing to continue: give a text$"):
+            drawn(counting(), [])
 
     def test_that_the_text_has_already_are_penalized_those_of_the_prompt_among_them(self):
         engine = FakeEngine(lambda held: {7: 50.0, 8: 40.0})
@@ -181,8 +187,23 @@ class TestText:
         assert all(pieces)
         assert not any("\ufffd" in piece for piece in pieces)
 
-    def test_marks_a_character_that_never_came_whole(self, tokenizer):
-        assert written(tokenizer, tokenizer.encode("Tom🐑")[:-1])[0][-1] == "\ufffd"
+    @pytest.mark.parametrize("missing", [1, 2, 3])
+    def test_leaves_out_a_letter_that_never_came_whole(self, tokenizer, missing):
+        pieces, text = written(tokenizer, tokenizer.encode("Tom 🐑")[:-missing])
+        assert "".join(pieces) == text.text == "Tom "
+
+    @pytest.mark.parametrize("missing", [1, 2])
+    def test_leaves_it_out_where_a_library_decodes_byte_by_byte(self, missing):
+        tokenizer = Tokenizer(models.BPE({f"<0x{n:02X}>": n for n in range(256)}, [], byte_fallback=True))
+        tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+        stream = WindowStreamDecoder(tokenizer.decode, silent=())
+        tokens = list("Tom é".encode() + "🐑".encode()[:-missing])
+
+        def drawing():
+            yield from tokens
+            return "length"
+
+        assert "".join(Generation(drawing(), stream)) == "Tom é"
 
     def test_ends_before_a_stop_string_that_tokens_share(self, tokenizer):
         tokens = tokenizer.encode("Tom saw a cat. Then he slept.")

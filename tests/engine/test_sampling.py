@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from shearling.engine.sampling import SEQUENTIAL, Sampler, Sampling
+from shearling.engine.sampling import SEQUENTIAL, Sampler, Sampling, sampling_of
 from shearling.errors import UserError
 
 LOGITS = np.array([1.0, 2.5, -1.0, 2.0, 0.0, 1.5], np.float32)
@@ -230,6 +230,19 @@ class TestRefusals:
     def test_of_values_out_of_range_naming_them(self, name, value):
         with pytest.raises(UserError, match=f"^{name} "):
             Sampling(**{name: value})
+
+    @pytest.mark.parametrize("value", [0.0, math.inf])
+    def test_of_a_penalty_say_that_it_is_finite(self, value):
+        with pytest.raises(UserError, match=r"should be above 0, and finite$"):
+            Sampling(repetition_penalty=value)
+
+    def test_of_options_that_there_are_not_name_those_that_there_are(self):
+        with pytest.raises(UserError, match=r"^max_tokens: no such option: known are max_new_tokens, .*top_p.*seed$"):
+            sampling_of({"max_tokens": 5, "top_k": 3})
+
+
+def test_options_by_name_are_those_of_the_class():
+    assert sampling_of({"top_k": 3, "seed": 5}) == Sampling(top_k=3, seed=5)
 
 
 def test_without_a_seed_the_clock_gives_one():

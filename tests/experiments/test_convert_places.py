@@ -1,6 +1,7 @@
 """Where a conversion is refused, what it may replace, and what is left where it ends early."""
 
 import os
+import re
 import resource
 import shutil
 import signal
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from convert_models import left_in, logits, made
 
+from shearling.cli import main
 from shearling.engine.reference import ReferenceEngine
 from shearling.errors import UserError
 from shearling.experiments.convert import convert
@@ -24,6 +26,14 @@ class TestRefusals:
         ("name", "options", "words"),
         [
             ("a.gguf", {"to": "ggufs"}, "--to ggufs: no format that is written here: did you mean gguf"),
+            ("x", {"to": "GGUF"}, r"--to GGUF: .*did you mean gguf\?"),
+            ("x", {"to": "hf"}, r"--to hf: .*did you mean huggingface\?"),
+            ("x", {"to": "HF"}, r"--to HF: .*did you mean huggingface\?"),
+            ("x", {"to": "safetensors"}, r"--to safetensors: .*did you mean huggingface\?"),
+            ("x", {"to": "llama.cpp"}, r"--to llama\.cpp: .*did you mean gguf\?"),
+            ("x", {"to": ".bin"}, r"--to \.bin: .*did you mean llama2c\?"),
+            ("x", {"to": "llama2.c"}, r"--to llama2\.c: .*did you mean llama2c\?"),
+            ("x", {"to": "onnx"}, r"--to onnx: .*one of run, huggingface, gguf, llama2c"),
             ("a.gguf", {"to": "llama2c"}, "named as GGUF"),
             ("a.pth", {}, r"no model is written as \.pth: name a file \.gguf or \.bin, or a folder; with --to run, "),
             ("a.bim", {}, r"no model is written as \.bim \(did you mean \.bin\?\)"),
@@ -140,6 +150,27 @@ class TestRefusals:
         with pytest.raises(UserError, match="bf16"):
             convert(tmp_path / "source", tmp_path / name, to=to, dtype="f16")
         assert left_in(tmp_path) == {"source"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["convert", "", "a.gguf"], "SOURCE"),
+        (["convert", "source", ""], "DEST"),
+        (["convert", "source", "a.gguf", "-z", ""], "--tokenizer"),
+        (["convert", "source", "a.gguf", "--data", ""], "--data"),
+        (["download", "stories260K", "--out", ""], "--out"),
+    ],
+)
+def test_an_empty_path_is_called_one(tmp_path, monkeypatch, capsys, arguments, word):
+    made(tmp_path / "source")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(rf"Error: .*{word}.*: an empty path: name a file or folder; the one you are in is \.", last)
+    assert left_in(tmp_path) == {"source"}
 
 
 class TestAFolderSName:

@@ -11,12 +11,13 @@ import time
 
 import pytest
 
+from shearling.cli import main
 from shearling.engine.api import Model
 from shearling.engine.reference import ReferenceEngine
 from shearling.engine.sampling import Sampling
 from shearling.engine.templates import Llama2Template
 from shearling.errors import UserError
-from shearling.experiments.talk import talk
+from shearling.experiments.talk import HELP, talk
 from shearling.formats import open_checkpoint
 
 GREEDY = Sampling(temperature=0.0)
@@ -95,6 +96,21 @@ class TestThroughAPipe:
             conversation(model, pieces.append)
         assert pieces == []
 
+    def test_an_input_that_is_closed_is_an_empty_one(self, model, monkeypatch):
+        monkeypatch.setattr(sys, "stdin", None)
+        assert conversation(model)[0] == ""
+        assert conversation(model, first="Hello")[0] == replies(model, "Hello")[0] + "\n"
+
+    @pytest.mark.parametrize("turn", ["/rest is a word", "/usr/bin", "/", "a /rest"])
+    def test_a_turn_that_merely_has_a_slash_is_the_model_s(self, model, piped, turn):
+        piped(turn.encode())
+        assert conversation(model)[0] == replies(model, turn)[0] + "\n"
+
+    def test_an_unknown_command_ends_it(self, model, piped):
+        piped(b"/rest\nHello\n")
+        with pytest.raises(UserError, match=r"^/rest: unknown"):
+            conversation(model)
+
     def test_an_empty_reply_is_a_line(self, model, piped):
         piped(b"Hello\n")
         assert conversation(model, stop=[replies(model, "Hello")[0][:1]])[0] == "\n"
@@ -146,7 +162,7 @@ class TestAtATerminal:
     def test_ctrl_c_at_the_prompt_says_how_to_end(self, model, typed):
         typed(KeyboardInterrupt, "Hello")
         text, said = conversation(model)
-        assert text == f"\nAssistant: {replies(model, 'Hello')[0]}\n"
+        assert text == f"\nAssistant: {replies(model, 'Hello')[0]}\n\n"
         assert sum("Ctrl-D ends" in word for word in said) == 2  # at the start, and then
 
     def test_ctrl_c_ends_a_reply_and_not_the_conversation(self, model, typed):
@@ -161,7 +177,7 @@ class TestAtATerminal:
         conversation(model, write)
         lines = "".join(pieces).splitlines()
         whole = replies(model, "Hello")[0]
-        assert len(lines) == 2
+        assert len(lines) == 3  # the last is that of the prompt at which the input ended
         assert f"Assistant: {whole}".startswith(lines[0])
         assert len(lines[0]) < len(f"Assistant: {whole}")
 
@@ -179,7 +195,35 @@ class TestAtATerminal:
         typed("word " * 600, "Hello")
         text, said = conversation(model)
         assert any(word.startswith("error: ") for word in said)
-        assert text.splitlines()[-1] == f"Assistant: {replies(model, 'Hello')[0]}"
+        assert text.splitlines()[0] == f"Assistant: {replies(model, 'Hello')[0]}"
+
+    def test_ctrl_d_ends_its_line(self, model, typed):
+        typed()
+        assert conversation(model)[0] == "\n"
+
+    def test_help_says_what_there_is_and_is_no_turn(self, model, typed):
+        typed("/help", "/quit")
+        text, said = conversation(model)
+        assert text == ""
+        assert said.count(HELP) == 2  # at the start, and then
+
+    def test_an_unknown_command_is_told_and_another_turn_asked_for(self, model, typed):
+        typed("/rest", "Hello", "/quit")
+        text, said = conversation(model)
+        assert text == f"Assistant: {replies(model, 'Hello')[0]}\n"
+        assert "error: /rest: unknown: known are /reset, /help, /quit; say more for it to be the model's" in said
+
+
+@pytest.mark.parametrize(("flags", "words"), [([], 1), (["--llama2-template"], 0)])
+def test_generate_talks_as_llama_2_where_asked(assets, monkeypatch, capsys, flags, words):
+    monkeypatch.setattr(sys, "stdin", None)
+    files = [str(assets / "models/stories260K.bin"), "-z", str(assets / "tokenizers/tok512/tok512.bin")]
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", *files, "-m", "chat", "-i", "Hello", "-t", "0", "-n", "30", "--threads", "1", *flags])
+    assert ended.value.code == 0
+    shown = capsys.readouterr()
+    assert shown.out.strip()
+    assert shown.err.count("without a chat template") == words
 
 
 def test_the_command_survives_ctrl_c_in_a_real_terminal(assets, root):

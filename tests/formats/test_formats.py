@@ -88,6 +88,13 @@ def test_what_is_not_there_is_refused(tmp_path):
         open_checkpoint(tmp_path / "gone")
 
 
+@pytest.mark.parametrize("text", ["", "."])
+def test_an_empty_path_is_told_to_be_the_folder_that_one_is_in(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^\. \(as an empty path is read\): no model that is read here; looked for"):
+        open_checkpoint(Path(text))
+
+
 def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
     def denied(*_, **__):
         raise PermissionError(13, "Permission denied")

@@ -79,6 +79,15 @@ def test_no_network_is_told_at_once(hub, said, endpoint, reason, name, missing):
     )
 
 
+@pytest.mark.parametrize("there", ["", "new", "new/deep"])
+def test_folders_that_nothing_came_to_are_as_they_were(hub, tmp_path, there):
+    models = tmp_path / "models"
+    (models / there).mkdir(parents=True)
+    refusal("stories260K", Hub("http://127.0.0.1:9", hub.cache, say=print), out=models / "new" / "deep")
+    left = {path.relative_to(models).as_posix() for path in models.rglob("*")}
+    assert left == {"": set(), "new": {"new"}, "new/deep": {"new", "new/deep", "new/deep/.lock"}}[there]
+
+
 def test_what_is_in_the_cache_is_told(server, hub):
     server.repositories["some/other"] = server.repositories[TINY] = folder_of()
     hf_hub_download(TINY, "config.json", cache_dir=hub.cache, endpoint=server.url)

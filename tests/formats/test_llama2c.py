@@ -2,13 +2,13 @@
 
 import struct
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from oracles import adjacent_rows, assert_same, drawn_llama, in_memory, our_logits, their_logits
+from llama2c_files import checkpoint_of, file_of, llama, quantized
+from oracles import assert_same, in_memory, our_logits, their_logits
 
 from shearling.config import load
 from shearling.data.tokenizers import load_tokenizer
@@ -29,64 +29,17 @@ MODELS = {
 }
 
 
-SIZES = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-         "num_attention_heads": 4, "max_position_embeddings": 24, "rms_norm_eps": 1e-5}  # fmt: skip
-llama = partial(drawn_llama, **SIZES)
-
-
 def weights(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     return {name: checkpoint.in_rotary("halves", name).read() for name in checkpoint.tensors}
-
-
-def quantized(weight: np.ndarray, group: int) -> bytes:
-    """As llama2.c's quantize_q80: groups along the flattened tensor, its integers and then its scales."""
-    groups = weight.astype(np.float32).reshape(-1, group)
-    scales = np.abs(groups).max(axis=1) / np.float32(127)
-    return np.round(groups / scales[:, None]).astype(np.int8).tobytes() + scales.astype("<f4").tobytes()
-
-
-def file_of(model, version: int, group: int = 16) -> bytes:
-    """The file that the format's description asks for; of version 0 the rotary tables too."""
-    c, w = model.config, {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    layers = range(c.num_hidden_layers)
-
-    def of_layers(name, heads=None):
-        found = [w[f"model.layers.{layer}.{name}.weight"] for layer in layers]
-        return [adjacent_rows(weight, heads) if heads else weight for weight in found]
-
-    embedding, final = [w["model.embed_tokens.weight"]], [w["model.norm.weight"]]
-    attention_norms, ffn_norms = of_layers("input_layernorm"), of_layers("post_attention_layernorm")
-    attention = [
-        *of_layers("self_attn.q_proj", c.num_attention_heads), *of_layers("self_attn.k_proj", c.num_key_value_heads),
-        *of_layers("self_attn.v_proj"), *of_layers("self_attn.o_proj"),
-    ]  # fmt: skip
-    ffn = [*of_layers("mlp.gate_proj"), *of_layers("mlp.down_proj"), *of_layers("mlp.up_proj")]
-    head = [] if c.tie_word_embeddings else [w["lm_head.weight"]]
-    sizes = [c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads, c.num_key_value_heads]
-    if version == 0:
-        head_size = c.hidden_size // c.num_attention_heads
-        frequencies = 10000.0 ** (-torch.arange(0, head_size, 2).float() / head_size)
-        angles = torch.outer(torch.arange(c.max_position_embeddings).float(), frequencies)
-        header = struct.pack("<7i", *sizes, c.vocab_size if not head else -c.vocab_size, c.max_position_embeddings)
-        body = [*embedding, *attention_norms, *attention, *ffn_norms, *ffn, *final, angles.cos(), angles.sin(), *head]
-        return header + b"".join(tensor.numpy().tobytes() for tensor in body)
-    header = struct.pack("<Ii7iB", 0x616B3432, version, *sizes, c.vocab_size, c.max_position_embeddings, not head)
-    body = [*attention_norms, *ffn_norms, *final, *embedding, *attention, *ffn, *head]
-    if version == 1:
-        return header.ljust(256, b"\0") + b"".join(tensor.numpy().tobytes() for tensor in body)
-    header += struct.pack("<i", group)
-    return header.ljust(256, b"\0") + b"".join(
-        tensor.numpy().tobytes() if tensor.dim() == 1 else quantized(tensor.numpy(), group) for tensor in body
-    )
 
 
 @pytest.fixture
 def saved(tmp_path):
     """A file with these bytes: `saved(content)`."""
 
-    def save(content: bytes, name: str = "model.bin") -> Path:
-        (tmp_path / name).write_bytes(content)
-        return tmp_path / name
+    def save(content: bytes) -> Path:
+        (tmp_path / "model.bin").write_bytes(content)
+        return tmp_path / "model.bin"
 
     return save
 
@@ -272,132 +225,6 @@ class TestTheTokenizer:
 
     def test_stops_at_bos(self, model):
         assert read_llama2c(model).stop_ids == (1,)
-
-
-FIELDS = {name: 4 * index for index, name in enumerate(
-    ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len"))}  # fmt: skip
-INT_MIN, INT_MAX = -(2**31), 2**31 - 1
-
-
-def with_integer(content: bytes, value: int, at: int) -> bytes:
-    return content[:at] + struct.pack("<i", value) + content[at + 4 :]
-
-
-class TestAFileIsRefused:
-    def refused(self, path: Path, message: str) -> None:
-        with pytest.raises(UserError, match=message) as error:
-            read_llama2c(path)
-        assert str(path) in str(error.value)
-        assert len(str(error.value).splitlines()) == 1
-
-    @pytest.mark.parametrize("version", [0, 1, 2])
-    @pytest.mark.parametrize("length", [0, 1, 20])
-    def test_that_ends_within_its_header(self, version, length, saved):
-        self.refused(saved(file_of(llama(), version)[:length]), "ends within its header")
-
-    @pytest.mark.parametrize("version", [0, 1, 2])
-    @pytest.mark.parametrize(("change", "message"), [(-3, "it ends 3 bytes early"), (5, "it is 5 bytes too long")])
-    def test_of_another_length_than_its_header_says(self, version, change, message, saved):
-        content = file_of(llama(), version)
-        self.refused(saved(content[:change] if change < 0 else content + bytes(change)), message)
-
-    @pytest.mark.parametrize("field", FIELDS)
-    @pytest.mark.parametrize("value", [0, -1, INT_MIN, INT_MAX])
-    def test_with_an_integer_that_cannot_be(self, field, value, saved):
-        self.refused(saved(with_integer(file_of(llama(), 1), value, 8 + FIELDS[field])), field)
-        # -1 is one token and a classifier of its own: only the length tells that this is not so
-        message = "bytes too long" if (field, value) == ("vocab_size", -1) else field
-        self.refused(saved(with_integer(file_of(llama(), 0), value, FIELDS[field])), message)
-
-    @pytest.mark.parametrize(
-        ("field", "value", "message"),
-        [
-            ("n_heads", 3, "dim 32 is not a multiple of n_heads 3"),
-            ("n_kv_heads", 3, "n_heads 4 is not a multiple of n_kv_heads 3"),
-            ("n_heads", 32, "even head size"),
-            ("dim", 2**21, "dim: should be less than or equal to 1048576, not 2097152"),
-            ("n_layers", 1024, "early"),
-        ],
-    )
-    def test_whose_sizes_do_not_go_together(self, field, value, message, saved):
-        self.refused(saved(with_integer(file_of(llama(), 1), value, 8 + FIELDS[field])), message)
-
-    @pytest.mark.parametrize("version", [0, 3, -1, INT_MAX])
-    def test_of_an_unknown_version(self, version, saved):
-        self.refused(saved(with_integer(file_of(llama(), 1), version, 4)), f"version {version} of llama2.c")
-
-    def test_with_a_flag_that_is_none(self, saved):
-        content = bytearray(file_of(llama(), 1))
-        content[36] = 7
-        self.refused(saved(bytes(content)), "shared classifier: 7")
-
-    @pytest.mark.parametrize("group", [0, -4, 64, 5, INT_MIN, INT_MAX])
-    def test_with_groups_that_do_not_divide_the_width(self, group, saved):
-        self.refused(saved(with_integer(file_of(llama(), 2), group, 37)), f"group_size: {group} does not divide dim 32")
-
-    @pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf])
-    def test_with_a_scale_that_is_not_finite(self, scale, saved):
-        content = bytearray(file_of(llama(tie_word_embeddings=True), 2))
-        content[-4:] = struct.pack("<f", scale)
-        self.refused(
-            saved(bytes(content)), r"layers\.1\.feedforward\.branch\.up_proj\.weight: a scale .* NaN or infinite"
-        )
-
-
-def checkpoint_of(**options) -> Checkpoint:
-    """A model of our own, with its weights in memory."""
-    sizes = {"d_model": 32, "n_layers": 1, "n_heads": 4, "intermediate_size": 48, "vocab_size": 61, "max_seq_len": 8}
-    spec = ModelSpec.model_validate({**sizes, "norm": {"kind": "rmsnorm", "eps": 1e-5}, **options})
-    return in_memory(Transformer(spec), "outputs/tiny")
-
-
-INSTEAD = "write a .gguf or a Hugging Face folder instead"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"norm": {"kind": "rmsnorm", "eps": 1e-6}}, f"norm.eps 1e-06, where llama2.c computes with 1e-05: {INSTEAD}"),
-        ({"position": {"kind": "rope", "theta": 5e5}}, f"theta 500000, where llama2.c computes with 10000: {INSTEAD}"),
-        ({"position": {"kind": "rope", "scaling": {"kind": "linear", "factor": 2.0}}}, f"position.scaling.*{INSTEAD}"),
-        ({"sliding_window": 4}, f"sliding_window.*{INSTEAD}"),
-        ({"attention_bias": True}, f"attention_bias.*{INSTEAD}"),
-        ({"feedforward_bias": True}, f"feedforward_bias.*{INSTEAD}"),
-        ({"placement": {"kind": "post"}}, "placement.kind: .* keep the model in a run folder"),
-        ({"qk_norm": {"kind": "per_head"}, "embedding_norm": True}, "qk_norm, embedding_norm: "),
-        ({"arch": "bert"}, "arch: "),
-    ],
-)
-@pytest.mark.parametrize("version", [0, 2])
-def test_a_model_that_llama2c_cannot_run_is_refused_before_a_file_is_made(options, message, version, tmp_path):
-    progress = []
-    with pytest.raises(UserError, match=message) as error:
-        write_llama2c(tmp_path / "x.bin", checkpoint_of(**options), version=version, progress=progress.append)
-    assert str(error.value).startswith("outputs/tiny: ")
-    assert not (tmp_path / "x.bin").exists()
-    assert progress == []
-
-
-@pytest.mark.parametrize(
-    ("version", "codec", "message"),
-    [
-        (0, "f16", "version 0 of llama2.c's files holds f32, not f16"),
-        (1, "q8_0", "version 1 of llama2.c's files holds f32, not q8_0"),
-        (2, "q8_0", "version 2 of llama2.c's files holds int8, not q8_0"),
-        (2, "f32", "version 2 of llama2.c's files holds int8, not f32: version 1 holds f32"),
-        (3, None, "version 3: llama2.c's files are of version 0, 1, 2"),
-    ],
-)
-def test_what_a_version_does_not_hold_is_refused(version, codec, message, tmp_path):
-    with pytest.raises(UserError, match=message):
-        write_llama2c(
-            tmp_path / "x.bin",
-            checkpoint_of(),
-            version=version,
-            codec=codec and parse_codec(codec),
-            progress=lambda count: None,
-        )
-    assert not (tmp_path / "x.bin").exists()
 
 
 def test_eps_and_theta_that_were_rounded_to_float32_on_the_way_are_the_same(written):

@@ -118,8 +118,16 @@ class TestReading:
 
     def test_refuses_another_tokenizer(self, run, assets):
         shutil.copy(assets / "tokenizers" / "llama2" / "tokenizer.model", run.tokenizer / "tokenizer.model")
-        with pytest.raises(UserError, match="not the tokenizer that the model was trained with"):
+        with pytest.raises(UserError, match="not the tokenizer that the model was trained with: put that one back"):
             read_run_folder(run.path)
+
+    @pytest.mark.parametrize(("own", "mend"), [("is there", "leave -z out"), ("is gone", "give that one")])
+    def test_refuses_another_tokenizer_that_is_given_with_what_to_do_about_it(self, run, assets, own, mend):
+        if own == "is gone":
+            shutil.rmtree(run.tokenizer)
+        given = assets / "tokenizers" / "llama2" / "tokenizer.model"
+        with pytest.raises(UserError, match=rf"tokenizer\.model: not the tokenizer that .* trained with: {mend}$"):
+            open_checkpoint(run.path, given)
 
     def test_refuses_a_tokenizer_that_is_named_and_not_there(self, tmp_path):
         written(tmp_path / "run", drawn())  # which has none of its own

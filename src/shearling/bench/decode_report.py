@@ -127,8 +127,9 @@ def decode_table(results: Mapping[str, Any]) -> str:
     """A line for every contender, our ratios, and the ceilings with the shares of them."""
     entries, ratios = results["entries"], results["ratios"]
     lines = [
-        f"{results['model']}, {results['weights']}, {results['threads']} threads: {results['tokens']} tokens decoded, "
-        f"{results['prompt']} read at once, {results['batch']} sequences side by side; {results['rounds']} rounds",
+        f"{results['model']}, {results['weights']}, {_counted(results['threads'], 'thread')}: "
+        f"{_counted(results['tokens'], 'token')} decoded, {results['prompt']} read at once, "
+        f"{_counted(results['batch'], 'sequence')} side by side; {_counted(results['rounds'], 'round')}",
         f"{'':<14}{'weights':<9}{'decode tok/s':>13}{'prefill tok/s':>15}{'batch tok/s':>13}{'first token':>13}"
         f"{'peak memory':>13}{'decode x':>10}{'prefill x':>11}",
     ]
@@ -143,6 +144,10 @@ def decode_table(results: Mapping[str, Any]) -> str:
         )
     lines += [_ratio_line(name, ratio, results["tokens"]) for name, ratio in ratios.items()]
     return "\n".join([*lines, _memory_line(results["memory"]), *_ceiling_lines(results)])
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _cell(value: float | None, width: int, style: str = ",.0f") -> str:

@@ -19,5 +19,9 @@ def load_shape(name: str) -> ModelSpec:
     for path in (Path(name), SHAPES / f"{short}.yaml", SHAPES / f"llama-{short}.yaml"):
         if path.is_file():
             return load(ModelFile, path).value.model
-    known = ", ".join(sorted(path.stem for path in SHAPES.glob("*.yaml"))) or f"none, as there is no {SHAPES}/ here"
-    raise UserError(f"--model {name}: no such file, and no such name; known are {known}")
+    known = ", ".join(sorted(path.stem for path in SHAPES.glob("*.yaml")))
+    names = f"no such name; known are {known}" if known else f"no {SHAPES}/ here whose names could be given"
+    raise UserError(
+        f"--model {name}: no such file, and {names}: give a YAML file with `model:`; `bench decode` takes a model's "
+        "file or folder too"
+    )

@@ -4,7 +4,9 @@ import signal
 import sys
 from contextlib import redirect_stdout
 from io import TextIOWrapper
-from typing import TextIO, cast
+from typing import Any, TextIO, cast
+
+from typer.core import TyperGroup
 
 from shearling.cli import bench, experiments, files, writing
 from shearling.cli.application import app, say
@@ -14,6 +16,20 @@ from shearling.errors import Interrupted, UserError
 __all__ = ["app", "bench", "experiments", "files", "main", "writing"]
 
 INTERRUPTED = 128 + signal.SIGINT
+
+
+class Commands(TyperGroup):
+    """Typer's own, which takes an EOFError for a user who leaves, and hides where it came from."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """As typer's."""
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:
+            raise RuntimeError("internal error: something ended early, and nothing expected it") from error
+
+
+app.info.cls = Commands
 
 
 def main(arguments: list[str] | None = None) -> None:

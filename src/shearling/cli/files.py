@@ -11,12 +11,22 @@ from shearling.cli.application import Json, app, say
 from shearling.errors import UserError
 
 
+def _path(given: str) -> Path:
+    """What was given as a path. An empty one, as an unset variable leaves it, would be the folder that one is in."""
+    if not given:
+        raise typer.BadParameter("an empty path: name a file or folder; the one you are in is .")
+    return Path(given)
+
+
 @app.command()
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="run folder, Hugging Face or Meta folder, .gguf, llama2.c's .bin")
+        Path,
+        typer.Argument(
+            metavar="SOURCE", parser=_path, help="run folder, Hugging Face or Meta folder, .gguf, llama2.c's .bin"
+        ),
     ],
-    dest: Annotated[Path, typer.Argument(metavar="DEST", help="a file .gguf or .bin, or a folder")],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", parser=_path, help="a file .gguf or .bin, or a folder")],
     to: Annotated[
         str | None,
         typer.Option(metavar="FORMAT", help="huggingface, run, gguf or llama2c [by DEST's suffix, else huggingface]"),
@@ -35,10 +45,12 @@ def convert(
     ] = None,
     version: Annotated[int | None, typer.Option(help="of a .bin: 0 or 1 (f32), 2 (8-bit) [0, or 2 for q8_0]")] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option("-z", "--tokenizer", help="tokenizer to take in place of the source's")
+        Path | None,
+        typer.Option("-z", "--tokenizer", parser=_path, help="tokenizer to take in place of the source's"),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="data folder or text file: perplexity on a sample of it, before and after")
+        Path | None,
+        typer.Option(parser=_path, help="data folder or text file: perplexity on a sample of it, before and after"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a model that is there already")] = False,
     as_json: Json = False,
@@ -63,7 +75,9 @@ def download(
         str | None,
         typer.Argument(metavar="NAME", help="one of --list, or OWNER/NAME of the Hub, or OWNER/NAME:FILE.gguf"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="folder for the files [the Hub's cache]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", parser=_path, help="folder for the files [the Hub's cache]")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="branch, tag or commit [main]")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="take only what is cached")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show the files and their sizes")] = False,

@@ -31,6 +31,9 @@ MinP = Annotated[float, typer.Option(min=0, max=1, help="tokens at least this sh
 RepetitionPenalty = Annotated[float, typer.Option(help="above 1: tokens that the text has become less likely")]
 RepetitionWindow = Annotated[int, typer.Option(min=0, help="how many of the last tokens are penalized")]
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="ends the text where it comes; repeatable")]
+Llama2Template = Annotated[
+    bool, typer.Option("--llama2-template", help="talk as Llama 2 does, whatever template the model carries")
+]
 ContextLength = Annotated[int | None, typer.Option("--context", min=1, help="longest text, in tokens [the model's]")]
 
 
@@ -75,6 +78,7 @@ def generate(
     tokenizer: TokenizerFile = None,
     mode: Annotated[Mode, typer.Option("-m", "--mode", help="continue a text, or talk")] = Mode.generate,
     system: System = None,
+    llama2_template: Llama2Template = False,
     top_k: TopK = 0,
     min_p: MinP = 0.0,
     repetition_penalty: RepetitionPenalty = 1.0,
@@ -98,10 +102,15 @@ def generate(
         raise UserError("--json: a conversation has no figures: leave it out, or -m chat")
     if mode is Mode.generate and system is not None:
         raise UserError("-y: a text to continue has no system prompt: add -m chat, or leave it out")
+    if mode is Mode.generate and llama2_template:
+        raise UserError("--llama2-template: a text to continue is no conversation: add -m chat, or leave it out")
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, repetition_window, seed)
     opened = open_model(model, tokenizer=tokenizer, threads=threads, context=context, kv=kv.value)
     if mode is Mode.chat:
-        talk(opened, sampling, first=prompt, system=system, stop=stop or (), positions=steps, write=_write, say=say)
+        talk(
+            opened, sampling, first=prompt, system=system, stop=stop or (), positions=steps,
+            llama2_template=llama2_template, write=_write, say=say,
+        )  # fmt: skip
         return
     write = _silent if as_json else _write
     written = write_text(opened, prompt or "", steps=steps, sampling=sampling, stop=stop or (), write=write, say=say)
@@ -125,9 +134,7 @@ def chat(
     top_p: TopP = 0.9,
     seed: Seed = 0,
     tokenizer: TokenizerFile = None,
-    llama2_template: Annotated[
-        bool, typer.Option("--llama2-template", help="talk as Llama 2 does, whatever template the model carries")
-    ] = False,
+    llama2_template: Llama2Template = False,
     top_k: TopK = 0,
     min_p: MinP = 0.0,
     repetition_penalty: RepetitionPenalty = 1.0,
@@ -139,7 +146,8 @@ def chat(
 ) -> None:
     """Talk with a model, in its own template or Llama 2's.
 
-    A line is a turn, typed or piped in. Ctrl-C ends a reply; /reset forgets what was said; /quit or Ctrl-D ends.
+    A line is a turn, typed or piped in. Ctrl-C ends a reply; /reset forgets what was said; /help lists such words;
+    /quit or Ctrl-D ends.
     """
     from shearling.engine.sampling import Sampling
     from shearling.experiments.sample import open_model

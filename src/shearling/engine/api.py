@@ -10,9 +10,9 @@ from shearling.engine.arguments import check_text, several, stop_strings, whole_
 from shearling.engine.batch import Batch
 from shearling.engine.chat import Conversation
 from shearling.engine.generation import Finish, Generation, Text, Transcript, check_prompt, generate_tokens
-from shearling.engine.sampling import Sampler, Sampling, clock_seed
+from shearling.engine.sampling import Sampler, Sampling, clock_seed, sampling_of
 from shearling.engine.session import Engine
-from shearling.engine.templates import JinjaTemplate, Llama2Template, Message, Template
+from shearling.engine.templates import Message, Template, template_of
 from shearling.errors import UserError
 from shearling.formats.checkpoint import Checkpoint
 from shearling.models.spec import ModelSpec
@@ -86,8 +86,7 @@ class Model:
     @property
     def template(self) -> Template:
         """How conversations become tokens: the model's own template, or Llama 2's where it comes without one."""
-        source = self._checkpoint.chat_template
-        return Llama2Template() if source is None else JinjaTemplate(source, self.origin)
+        return template_of(self._checkpoint.chat_template, self.origin)
 
     def conversation(
         self,
@@ -97,7 +96,7 @@ class Model:
         template: Template | None = None,
         limit: int | None = None,
         positions: int | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         say: Callable[[str], None],
     ) -> Conversation:
         """A conversation that remembers its turns.
@@ -128,14 +127,14 @@ class Model:
         prompt: str,
         *,
         max_new_tokens: int | None = 256,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         **sampling: "Unpack[SamplingOptions]",
     ) -> str:
         """What follows `prompt`, without it.
 
         Args:
             max_new_tokens: tokens at most; None: as many as the context takes.
-            stop: a string, or several, that end the text; nothing of them is in it.
+            stop: a string, or several, that end the text; None: none; nothing of them is in it.
 
         Raises:
             UserError: an argument is of another kind or out of its range, the prompt does not fit into the context,
@@ -148,11 +147,11 @@ class Model:
         prompt: str,
         *,
         max_new_tokens: int | None = 256,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         **sampling: "Unpack[SamplingOptions]",
     ) -> Iterator[str]:
         """The same in pieces of complete UTF-8, each as soon as it is certain. What is refused is refused at once."""
-        return iter(self.continuation(self.prompt_tokens(prompt), Sampling(**sampling), max_new_tokens, stop))
+        return iter(self.continuation(self.prompt_tokens(prompt), sampling_of(sampling), max_new_tokens, stop))
 
     def generate_many(
         self,
@@ -160,7 +159,7 @@ class Model:
         *,
         batch_size: int = 8,
         max_new_tokens: int | None = 256,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         **sampling: "Unpack[SamplingOptions]",
     ) -> list[str]:
         """What follows each of several prompts, drawn side by side, which takes less time than one after another.
@@ -178,7 +177,7 @@ class Model:
         """
         at_once = _at_least("batch_size", batch_size, 1)
         limit = _limit(max_new_tokens)
-        options, stops = Sampling(**sampling), stop_strings(stop)
+        options, stops = sampling_of(sampling), stop_strings(stop)
         tokenizer, stop_ids, seed = self.tokenizer, self.stop_ids, options.seed or clock_seed()
         waiting: list[tuple[Text, list[int], Sampler]] = []
         for place, prompt in enumerate(several("prompts", prompts)):
@@ -211,7 +210,7 @@ class Model:
         messages: Sequence[Mapping[str, str]],
         *,
         max_new_tokens: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         **sampling: "Unpack[SamplingOptions]",
     ) -> str:
         """The reply to a conversation: `[{"role": "user", "content": "…"}]`. Arguments as for `generate`."""
@@ -222,18 +221,15 @@ class Model:
         messages: Sequence[Mapping[str, str]],
         *,
         max_new_tokens: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         **sampling: "Unpack[SamplingOptions]",
     ) -> Iterator[str]:
         """The same in pieces of complete UTF-8. What is refused is refused at once."""
-        return iter(
-            self.reply(
-                [Message.of(each) for each in several("messages", messages)], Sampling(**sampling), max_new_tokens, stop
-            )
-        )
+        given = [Message.of(each) for each in several("messages", messages)]
+        return iter(self.reply(given, sampling_of(sampling), max_new_tokens, stop))
 
     def continuation(
-        self, tokens: Sequence[int], sampling: Sampling, limit: int | None, stop: str | Sequence[str] = ()
+        self, tokens: Sequence[int], sampling: Sampling, limit: int | None, stop: str | Sequence[str] | None = ()
     ) -> Generation:
         """As `stream`, with its figures, from the tokens of a prompt."""
         tokens = whole_numbers("tokens", tokens)
@@ -241,7 +237,7 @@ class Model:
         return Generation(drawn, self._decoder_behind(tokens), stop_strings(stop))
 
     def reply(
-        self, messages: Sequence[Message], sampling: Sampling, limit: int | None, stop: str | Sequence[str] = ()
+        self, messages: Sequence[Message], sampling: Sampling, limit: int | None, stop: str | Sequence[str] | None = ()
     ) -> Generation:
         """As `stream_chat`, with its figures. What the last call read and this one begins with is not read again."""
         tokens = self.template.tokens(messages, self.tokenizer)

@@ -53,11 +53,13 @@ def whole_numbers(name: str, value: object) -> list[int]:
 
 
 def stop_strings(value: object) -> list[str]:
-    """One text, or several.
+    """One text, several, or None for none.
 
     Raises:
-        UserError: it is neither, or one of them is no valid UTF-8.
+        UserError: it is none of these, or one of them is no valid UTF-8.
     """
+    if value is None:
+        return []
     strings = [value] if isinstance(value, str) else several("stop", value)
     for string in strings:
         check_text(string, "stop")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 
 from shearling.data.tokenizers.base import Tokenizer
+from shearling.engine.arguments import stop_strings
 from shearling.engine.generation import Generation, StopStrings, Transcript, generate_tokens
 from shearling.engine.sampling import Sampler, Sampling
 from shearling.engine.session import Session
@@ -27,7 +28,7 @@ class Conversation:
         limit: tokens of a reply at most; None: as many as fit.
         positions: the conversation's length, in tokens, as llama2.c counts: what does not fit is refused. None: the
             context's, of which some is kept free for the reply, and old turns are forgotten.
-        stop: strings that end a reply; nothing of them is given out.
+        stop: a string, or several, that end a reply; nothing of them is given out.
         say: takes a word to the user on what happens to the conversation.
 
     Attributes:
@@ -49,7 +50,7 @@ class Conversation:
         system: str = "",
         limit: int | None = None,
         positions: int | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         say: Callable[[str], None],
     ) -> None:
         self.messages = [Message("system", system)] if system else []
@@ -64,8 +65,8 @@ class Conversation:
         self._context = min(positions or session.context, session.context)
         self._forgets = positions is None
         self._bounded = self._context < session.context
-        self._stop = stop
-        StopStrings(stop)  # refuses an empty one now, and not at the first reply
+        self._stop = stop_strings(stop)
+        StopStrings(self._stop)  # refuses an empty one now, and not at the first reply
         self._say = say
 
     @property

@@ -13,6 +13,9 @@ from shearling.quantization import FloatArray
 Finish = Literal["stop", "length"]
 """Why a text ended: at a token or string that ends it, or because no more was asked for or fits."""
 
+INCOMPLETE = "\ufffd"
+"""What decoders give for the bytes of a letter whose others are missing."""
+
 
 class Transcript:
     """One sequence of a session, and the tokens that it holds.
@@ -88,7 +91,9 @@ def check_prompt(tokens: Sequence[int], context: int) -> None:
     Raises:
         UserError: there are no tokens, or too many.
     """
-    if not 0 < len(tokens) <= context:
+    if not tokens:
+        raise UserError("a prompt of 0 tokens: there is nothing to continue: give a text")
+    if len(tokens) > context:
         raise UserError(f"a prompt of {len(tokens)} tokens: the model's context takes 1 to {context}: shorten the text")
 
 
@@ -200,6 +205,8 @@ class StopStrings:
 class Text:
     """A text as it becomes certain, token by token: complete UTF-8, up to a string that ends it.
 
+    A letter whose last bytes do not come is left out.
+
     Args:
         decoder: turns tokens into text; it has seen the prompt, where the text goes on within the prompt's sequence.
         stop: strings that end the text. Nothing of them is given out.
@@ -229,7 +236,8 @@ class Text:
 
     def flush(self) -> str:
         """What was kept back, where no more tokens come."""
-        piece = self._stop.push(self._decoder.flush()) + self._stop.flush()
+        whole = self._decoder.flush().rstrip(INCOMPLETE)
+        piece = self._stop.push(whole) + self._stop.flush()
         self.text += piece
         return piece
 

@@ -1,49 +1,42 @@
-"""Jinja as chat templates expect it, in a sandbox. Imported when a template is first rendered.
+"""Jinja as chat templates expect it, in a sandbox. Runs in a process of its own, which `rendering` starts.
 
-A template comes with a model and is a stranger's program: it reaches no attribute of Python's, changes nothing that it
-is given, and what it makes is bounded. What `transformers` lets templates call by name is there.
+A template comes with a model and is a stranger's program: it reaches no attribute of Python's and changes nothing that
+it is given. What it makes on its way, and how long that takes, no check within the process could bound: products, joins
+and nested lists grow from one line to the next. The kernel does, for the whole process. What `transformers` lets
+templates call by name is there.
 """
 
 import json
-from collections.abc import Callable
+import math
+import resource
+import sys
+import time
 from datetime import datetime
-from functools import lru_cache, wraps
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import Template, nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from shearling.engine.rendering import MEMORY, SECONDS
+
 LONGEST = 1 << 22
-"""Characters that a rendered conversation may have, and items of what a template makes by repeating something."""
+"""Characters that a rendered conversation may have."""
+
+LONGEST_ERROR = 300
+"""Characters of an error that are passed on: its text is the stranger's."""
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's own, which bounds ranges. Products and arguments are bounded too; powers and widths are not there."""
-
-    intercepted_binops = frozenset({"*", "**", "%"})
+    """Jinja's own, with what `transformers` adds."""
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-        self.filters = {name: _bounded(function) for name, function in self.filters.items() if name != "format"}
         self.filters["tojson"] = _tojson
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        repeated, times = (right, left) if isinstance(left, int) else (left, right)
-        too_large = hasattr(repeated, "__len__") and (operator == "%" or len(repeated) * times > LONGEST)
-        if operator == "**" or too_large:
-            raise SecurityError(f"{operator} can make something too large")
-        return super().call_binop(context, operator, left, right)
-
-    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        if getattr(obj, "__name__", "") in ("format", "format_map"):
-            raise SecurityError("str.format can make something too large")
-        _check(args, kwargs)
-        return super().call(context, obj, *args, **kwargs)
 
 
 class Generation(Extension):
@@ -75,12 +68,36 @@ def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
-def render(source: str, **variables: Any) -> str:
-    """The text that a template makes of some variables.
+def serve() -> None:
+    """Answer each line of standard input, {"source": …, "variables": …}, with {"text": …} or {"error": …}.
 
-    Raises:
-        Exception: whatever a stranger's program comes to.
+    What takes too long ends the process.
     """
+    _bound(resource.RLIMIT_CORE, 0)
+    if sys.platform == "linux":  # others refuse this bound, or know it and do not keep it
+        _bound(resource.RLIMIT_AS, MEMORY)
+    for line in sys.stdin.buffer:
+        _bound(resource.RLIMIT_CPU, math.ceil(time.process_time()) + SECONDS)
+        asked = json.loads(line)
+        sys.stdout.write(json.dumps(_answer(asked["source"], asked["variables"])) + "\n")
+        sys.stdout.flush()
+
+
+def _bound(kind: int, value: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+
+
+def _answer(source: str, variables: dict[str, Any]) -> dict[str, str]:
+    try:
+        return {"text": _render(source, variables)}
+    except MemoryError:
+        return {"error": f"it takes more than {MEMORY >> 20} MiB of memory"}
+    except Exception as error:  # a stranger's program fails as it likes
+        return {"error": " ".join(str(error).split())[:LONGEST_ERROR] or type(error).__name__}
+
+
+def _render(source: str, variables: dict[str, Any]) -> str:
     pieces, total = [], 0
     for piece in _compiled(source).generate(**variables):
         pieces.append(piece)
@@ -93,17 +110,3 @@ def render(source: str, **variables: Any) -> str:
 @lru_cache(maxsize=4)
 def _compiled(source: str) -> Template:
     return Sandbox().from_string(source)
-
-
-def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(function)  # which keeps what Jinja notes in a filter
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        _check(args, kwargs)
-        return function(*args, **kwargs)
-
-    return checked
-
-
-def _check(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if any(isinstance(value, int) and abs(value) > LONGEST for value in (*args, *kwargs.values())):
-        raise SecurityError("an argument is too large")

@@ -10,8 +10,8 @@ What llama2.c does not have (repetition penalty, top-k, min-p) acts before, and 
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ RANGES: dict[str, tuple[Callable[[str, object], float], Callable[[Any], bool], s
     "top_p": (number, lambda value: 0 <= value <= 1, "between 0 and 1"),
     "top_k": (whole_number, lambda value: value >= 0, "at least 0"),
     "min_p": (number, lambda value: 0 <= value <= 1, "between 0 and 1"),
-    "repetition_penalty": (number, lambda value: 0 < value < math.inf, "above 0"),
+    "repetition_penalty": (number, lambda value: 0 < value < math.inf, "above 0, and finite"),
     "repetition_window": (whole_number, lambda value: value >= 0, "at least 0"),
     "seed": (whole_number, lambda value: 0 <= value < 1 << 64, "between 0 and 2^64 - 1"),
 }
@@ -73,6 +73,18 @@ class Sampling:
             if not fits(value):
                 raise UserError(f"{name} {value}: should be {range_}")
             object.__setattr__(self, name, value)  # Python's own: numpy's integers overflow in the generator
+
+
+def sampling_of(options: Mapping[str, Any]) -> Sampling:
+    """What a caller in Python gives by name.
+
+    Raises:
+        UserError: a name is no field of `Sampling`, or a value is no number or out of its range.
+    """
+    known = [field.name for field in fields(Sampling)]
+    if unknown := [name for name in options if name not in known]:
+        raise UserError(f"{', '.join(unknown)}: no such option: known are max_new_tokens, stop, {', '.join(known)}")
+    return Sampling(**options)
 
 
 def clock_seed() -> int:

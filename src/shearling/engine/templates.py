@@ -6,7 +6,10 @@ from typing import Protocol
 
 from shearling.data.tokenizers.base import Tokenizer
 from shearling.engine.arguments import check_text
+from shearling.engine.rendering import RenderingError, render
 from shearling.errors import UserError
+
+MEND = "give it other messages, or talk as Llama 2 (--llama2-template, or conversation(…, template=Llama2Template()))"
 
 
 @dataclass(frozen=True)
@@ -94,19 +97,21 @@ class JinjaTemplate:
 
     def tokens(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
         """As in `Template`. Names of special tokens become these tokens, in what a message says as well."""
-        return tokenizer.encode_with_specials(self.render(messages, tokenizer))
+        tokens = tokenizer.encode_with_specials(self.render(messages, tokenizer))
+        if not tokens:
+            raise UserError(f"{self._origin}: its chat template makes no text of these messages: {MEND}")
+        return tokens
 
     def render(self, messages: Sequence[Message], tokenizer: Tokenizer) -> str:
         """The conversation as one text.
 
         Raises:
-            UserError: the template is none, or raises an error of its own for these messages.
+            UserError: the template is none, raises an error of its own for these messages, takes too much, or makes
+                what is no valid UTF-8.
         """
-        from shearling.engine.jinja import render
-
         names = {token: name for name, token in tokenizer.special_ids.items()}
         try:
-            return render(
+            text = render(
                 self._source,
                 messages=[{"role": message.role, "content": message.content} for message in messages],
                 bos_token=names.get(tokenizer.bos_id, ""),
@@ -115,6 +120,17 @@ class JinjaTemplate:
                 tools=None,
                 documents=None,
             )
-        except Exception as error:  # a stranger's program fails as it likes
-            raise UserError(f"{self._origin}: its chat template fails ({error or type(error).__name__}): give it other "
-                            "messages, or take --template llama2") from error  # fmt: skip
+        except RenderingError as error:
+            raise UserError(f"{self._origin}: its chat template fails ({error}): {MEND}") from error
+        check_text(text, f"{self._origin}: what its chat template makes")
+        return text
+
+
+def template_of(source: str | None, origin: str) -> Template:
+    """The template that came with a model, or Llama 2's where none came, or an empty one.
+
+    Args:
+        source: its text.
+        origin: what it came with, for messages.
+    """
+    return JinjaTemplate(source, origin) if source and not source.isspace() else Llama2Template()

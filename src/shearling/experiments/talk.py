@@ -1,5 +1,6 @@
 """A conversation in the terminal, or through a pipe: a line is a turn."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
@@ -12,7 +13,8 @@ from shearling.engine.sampling import Sampling
 from shearling.engine.templates import Llama2Template
 from shearling.errors import UserError
 
-HELP = "/reset forgets what was said, Ctrl-C ends a reply, /quit or Ctrl-D ends the conversation"
+HELP = "/reset forgets what was said, /help says this, Ctrl-C ends a reply, /quit or Ctrl-D ends the conversation"
+COMMANDS = ("/reset", "/help", "/quit")
 
 
 def talk(
@@ -28,10 +30,10 @@ def talk(
     write: Callable[[str], None],
     say: Callable[[str], None],
 ) -> None:
-    """Read turns from standard input and write replies, until input ends.
+    """Read turns from standard input and write replies, until input ends; one that is closed has ended.
 
     At a terminal turns are asked for, and what is refused is said; through a pipe there are only replies, each ending
-    its line, and the first refusal ends the conversation.
+    its line, and the first refusal ends the conversation. A turn of a slash and a single word is a command.
 
     Args:
         first: the first turn; None: as the others.
@@ -55,7 +57,7 @@ def talk(
     )  # fmt: skip
     if not llama2_template and isinstance(template, Llama2Template):
         say(f"{model.origin} comes without a chat template: it is talked to as Llama 2")
-    at_terminal = sys.stdin.isatty()
+    at_terminal = sys.stdin is not None and sys.stdin.isatty()
     if at_terminal:
         with suppress(ImportError):  # where there is none, lines are edited as the terminal can
             import readline  # noqa: F401 (importing it gives input() its keys)
@@ -68,9 +70,12 @@ def talk(
         if turn.strip() == "/reset":
             conversation.reset()
             say("forgotten")
+        elif turn.strip() == "/help":
+            say(HELP)
         elif turn.strip():
             try:
                 check_text(turn, where)
+                _check_command(turn.strip())
                 page.reply(conversation, turn, "Assistant: " if at_terminal else "")
             except UserError as error:
                 if not at_terminal:
@@ -80,17 +85,26 @@ def talk(
             break
 
 
+def _check_command(turn: str) -> None:
+    if re.fullmatch(r"/\w+", turn) and turn not in COMMANDS:
+        raise UserError(f"{turn}: unknown: known are {', '.join(COMMANDS)}; say more for it to be the model's")
+
+
 def _turns(
     first: str | None, at_terminal: bool, write: Callable[[str], None], say: Callable[[str], None]
 ) -> Iterator[tuple[str, str]]:
     """Where each turn comes from, for messages, and what it says, until input ends."""
     if first is not None:
         yield "-i", first
+    if sys.stdin is None:  # closed by whoever started the program
+        return
     line = 1
     while True:
         try:
             turn = input("User: " if at_terminal else "")
         except EOFError:
+            if at_terminal:
+                write("\n")  # which Ctrl-D, unlike Enter, has not written
             return
         except KeyboardInterrupt:
             if not at_terminal:

@@ -98,7 +98,8 @@ def format_of(path: Path) -> str:
         raise UserError(f"{path}: no such file or folder: check the path")
     found = next((name for name, known in FORMATS.items() if known.recognizes(path)), None)
     if found is None:
-        raise UserError(f"{path}: no model that is read here; {_mend(path)}")
+        empty = " (as an empty path is read)" if path == Path() else ""  # which "" becomes, and is not told from "."
+        raise UserError(f"{path}{empty}: no model that is read here; {_mend(path)}")
     return found
 
 

@@ -10,7 +10,8 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
@@ -198,7 +199,8 @@ class Hub:
         self._require_network(listing, file)
         partial = self._partial(listing, file, folder)
         try:
-            with locked(folder or self.cache / ".locks" / self._storage(listing.repository).name):
+            lock = self.cache / ".locks" / self._storage(listing.repository).name
+            with _made(folder) if folder else locked(lock):
                 partial.parent.mkdir(parents=True, exist_ok=True)
                 blob = self._storage(listing.repository) / "blobs" / file.digest
                 if folder or not _has_size(blob, file):
@@ -318,6 +320,23 @@ def few(names: Sequence[str]) -> str:
     """Names for people: the first, and how many more there are."""
     more = f", and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(names[:NAMES_SHOWN]) + more
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Holds a folder as `locked` does; what had to be made for it goes again if the block fails and leaves nothing."""
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    with locked(folder):
+        try:
+            yield
+        except BaseException:
+            if made and {path.name for path in folder.iterdir()} == {".lock"}:
+                (folder / ".lock").unlink()
+            for each in made:
+                if any(each.iterdir()):
+                    break
+                each.rmdir()
+            raise
 
 
 def _is_file(name: Any, size: Any, digest: Any) -> bool:

@@ -77,8 +77,8 @@ def read_llama2c(path: Path, tokenizer: Path | None = None) -> Checkpoint:
     """The model in a `.bin` of version 0, 1 or 2, memory-mapped.
 
     Args:
-        tokenizer: its tokenizer, which llama2.c keeps in a file of its own. Without it `tokenizer.bin`, `tok512.bin`
-            (the vocabulary's size) or `tokenizer.model` beside the model is taken, if it has as many pieces.
+        tokenizer: its tokenizer, which llama2.c keeps in a file of its own. Without it the first of `tokenizer_names`
+            beside the model is taken that has as many pieces.
 
     Raises:
         UserError: the header is damaged or of another version, the file is longer or shorter than its header says, a
@@ -141,6 +141,16 @@ def write_llama2c(
                 tensor = checkpoint.in_rotary("adjacent", name)
                 assert tensor.shape == shape, "a reader checks what it gives"
                 _write(file, tensor, codec if len(tensor.shape) > 1 else CODECS["f32"], progress)
+
+
+def tokenizer_name(vocab_size: int) -> str:
+    """What a tokenizer of so many pieces is called beside a model that is its own."""
+    return f"tok{vocab_size}.bin"
+
+
+def tokenizer_names(vocab_size: int) -> tuple[str, ...]:
+    """The names under which a model's tokenizer is looked for beside it, in this order."""
+    return "tokenizer.bin", tokenizer_name(vocab_size), "tokenizer.model"
 
 
 def group_size(spec: ModelSpec) -> int:
@@ -252,7 +262,7 @@ def _tensor(content: mmap.mmap, position: int, shape: tuple[int, ...], group: in
 def _tokenizer(path: Path, given: Path | None, vocab_size: int) -> Callable[[], Tokenizer] | None:
     if given is not None:
         return partial(load_tokenizer, given)
-    for name in ("tokenizer.bin", f"tok{vocab_size}.bin", "tokenizer.model"):
+    for name in tokenizer_names(vocab_size):
         if (file := path.with_name(name)).is_file() and (found := load_tokenizer(file)).vocab_size == vocab_size:
             return lambda: found
     return None

@@ -160,13 +160,15 @@ def _as_trained(
 
 
 def _load_tokenizer(folder: Path, given: Path | None, state: dict[str, Any]) -> Tokenizer | None:
-    path = given or folder / "tokenizer"
+    own = folder / "tokenizer"
+    path = given or own
     trained_with = _section(state, "identity").get("tokenizer")
-    if given is None and trained_with is None and not path.exists():
+    if given is None and trained_with is None and not own.exists():
         return None
     tokenizer = load_tokenizer(path)
     if trained_with not in (None, tokenizer.sha256):
-        raise UserError(f"{path}: not the tokenizer that the model was trained with: put that one back")
+        mend = "put that one back" if given is None else "leave -z out" if own.exists() else "give that one"
+        raise UserError(f"{path}: not the tokenizer that the model was trained with: {mend}")
     return tokenizer
 
 

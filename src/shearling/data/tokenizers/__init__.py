@@ -39,12 +39,19 @@ def load_tokenizer(path: Path) -> Tokenizer:
     lacks (those of a chat's turns), else the model, which loads in a tenth of the time.
 
     Raises:
-        UserError: there is no such file, or it is none of these.
+        UserError: there is no such file, it cannot be read, or it is none of these.
     """
-    file = _file_in(path) if path.is_dir() else path
+    try:
+        return _load_from_folder(path) if path.is_dir() else _load_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}): check the path and its rights") from error
+
+
+def _load_from_folder(folder: Path) -> Tokenizer:
+    file = _file_in(folder)
     tokenizer = _load_file(file)
     fuller = file.with_name("tokenizer.json")
-    if path.is_dir() and isinstance(tokenizer, SentencePieceTokenizer) and fuller.is_file():
+    if isinstance(tokenizer, SentencePieceTokenizer) and fuller.is_file():
         return _load_file(fuller) if _has_more(_content(fuller), tokenizer) else tokenizer
     return tokenizer
 
@@ -56,7 +63,7 @@ def _load_file(file: Path) -> Tokenizer:
 
 def _content(file: Path) -> bytes:
     if not file.is_file():
-        raise UserError(f"{file}: no such tokenizer file")
+        raise UserError(f"{file}: no such tokenizer file: check the path")
     if file.stat().st_size > LARGEST_FILE:
         raise UserError(f"{file}: larger than any tokenizer ({LARGEST_FILE >> 20} MiB)")
     return file.read_bytes()

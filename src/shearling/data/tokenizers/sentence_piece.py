@@ -18,6 +18,11 @@ CHUNK_CHARACTERS = 1 << 14
 LARGEST_MODEL = 32 << 20
 """Bytes; a million pieces take about two thirds. The library makes of a file without sense forty times its size."""
 
+MEND = "give a tokenizer.model, tokenizer.json or tokenizer.bin"
+
+_INNARDS = re.compile(r"^[A-Z_]+: |\S+\(\d+\) \[.*\]$")
+"""Of the library's errors: their kind, and the line and condition of its source, which stand there for a reason."""
+
 
 def model_proto() -> Any:
     """SentencePiece's ModelProto, a message class that is made at import, unseen by type checkers."""
@@ -55,7 +60,7 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             self._processor = SentencePieceProcessor(model_proto=serialized)
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"{origin}: not a SentencePiece model ({' '.join(str(error).split())})") from error
+            raise UserError(f"{origin}: not a SentencePiece model{_reason(error)}: {MEND}") from error
         if self._processor.bos_id() < 0:
             raise UserError(f"{origin}: this SentencePiece model has no BOS, which marks where a document begins")
         self.vocab_size = int(self._processor.get_piece_size())
@@ -135,7 +140,7 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             model = model_proto().FromString(self.serialized)
         except DecodeError as error:
-            raise UserError(f"{self._origin}: not a SentencePiece model ({error})") from error
+            raise UserError(f"{self._origin}: not a SentencePiece model: {MEND}") from error
         strange = (index for index, piece in enumerate(model.pieces) if not isinstance(piece.piece, str))
         if (first := next(strange, None)) is not None:
             raise UserError(f"{self._origin}: piece {first} is not UTF-8")
@@ -177,6 +182,12 @@ class SentencePieceTokenizer(Tokenizer):
         model = type(self.model).FromString(self.serialized)
         model.normalizer_spec.add_dummy_prefix = False
         return SentencePieceProcessor(model_proto=model.SerializeToString())
+
+
+def _reason(error: Exception) -> str:
+    """What the library says of a model, in words; nothing where it has none."""
+    words = _INNARDS.sub("", " ".join(str(error).split()))
+    return f" ({words.rstrip('.')})" if words else ""
 
 
 def _line_chunks(text: str, size: int) -> Iterator[str]:

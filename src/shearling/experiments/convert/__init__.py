@@ -18,6 +18,7 @@ from shearling.experiments.convert.tokenizer import check_beside, put_beside
 from shearling.experiments.convert.verify import (
     LARGEST_DIFFERENCE,
     EngineFactory,
+    check_finite,
     check_kept,
     check_weights,
     compare_logits,
@@ -64,8 +65,8 @@ def convert(
         Figures: what was written, bytes, bits per weight, differences.
 
     Raises:
-        UserError: it cannot be done, or what was read back is not the model. Nothing stands under `dest` then that did
-            not before.
+        UserError: it cannot be done, the model has numbers that are not finite, or what was read back is not the model.
+            Nothing stands under `dest` then that did not before.
     """
     began = monotonic()
 
@@ -80,6 +81,8 @@ def convert(
     if plan.format.tokenizer_apart:
         check_beside(dest, model, overwrite)
     sample = _sample(data, model)
+    with _told("looking for NaN", sum(tensor.nbytes for tensor in model.tensors.values())) as told:
+        check_finite(model, told)
     with draft_of(dest) as draft:
         notes = _write(plan, model, draft)
         result = replace(_read_back(plan, draft), origin=str(dest))

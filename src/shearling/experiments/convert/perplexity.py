@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from shearling.experiments.convert.tokenizer import same_tokens
 SAMPLE_TOKENS = 4096
 WINDOW = 512
 BYTES_READ = 1 << 20
+LARGEST_LOSS = math.log(sys.float_info.max)
 
 
 def sample_tokens(data: Path, tokenizer: Tokenizer | None, n_tokens: int = SAMPLE_TOKENS) -> list[int]:
@@ -55,7 +57,11 @@ def _text(data: Path, tokenizer: Tokenizer) -> list[int]:
 
 
 def perplexity(engine: Engine, tokens: Sequence[int]) -> float:
-    """exp of the mean loss over all but the first token of each window of at most WINDOW tokens."""
+    """exp of the mean loss over all but the first token of each window of at most WINDOW tokens.
+
+    Raises:
+        UserError: it is larger than any float.
+    """
     window = min(WINDOW, engine.context)
     total, count = 0.0, 0
     for start in range(0, len(tokens) - 1, window):
@@ -65,4 +71,6 @@ def perplexity(engine: Engine, tokens: Sequence[int]) -> float:
         normalizers_T = largest_T + np.log(np.exp(logits_TV - largest_T[:, None]).sum(axis=1))
         total += float((normalizers_T - logits_TV[np.arange(len(part) - 1), part[1:]]).sum())
         count += len(part) - 1
-    return math.exp(total / count)
+    if (loss := total / count) > LARGEST_LOSS:
+        raise UserError(f"--data: with a loss of {loss:,.0f} a token the perplexity is beyond any number: leave it out")
+    return math.exp(loss)

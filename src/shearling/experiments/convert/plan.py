@@ -15,6 +15,17 @@ DTYPES = {"f32": "f32", "fp32": "f32", "f16": "f16", "fp16": "f16", "bf16": "bf1
 LLAMA2C_NAMES = {"q8_0": "int8"}
 """llama2.c calls its 8-bit integers Q8_0; they lie in groups of another size than GGUF's, with another scale."""
 
+ABBREVIATED = {
+    "hf": "huggingface",
+    "transformers": "huggingface",
+    "safetensors": "huggingface",
+    "llama.cpp": "gguf",
+    "ggml": "gguf",
+    "bin": "llama2c",
+    "llama2.c": "llama2c",
+}
+"""What formats are called elsewhere, and their names here. Suggested and not taken: a `.bin` may be other programs'."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -92,7 +103,8 @@ def _kind(dest: Path, to: str | None) -> str:
             f"with --to {', '.join(written[:-1])} or {written[-1]} any name will do"
         )
     if to not in written:
-        near = difflib.get_close_matches(to, written, 1)
+        name = to.lower().removeprefix(".")
+        near = [ABBREVIATED[name]] if name in ABBREVIATED else difflib.get_close_matches(name, written, 1)
         meant = f"did you mean {near[0]}?" if near else f"one of {', '.join(written)}"
         raise UserError(f"--to {to}: no format that is written here: {meant}")
     if by_suffix.get(suffix, to) != to:

@@ -8,6 +8,7 @@ from shearling.data.tokenizers.llama2c import llama2c_tokenizer
 from shearling.errors import UserError
 from shearling.experiments.convert.draft import draft_of
 from shearling.formats import FORMATS, Checkpoint
+from shearling.formats.llama2c import tokenizer_name, tokenizer_names
 
 SPOKEN = (
     "Once upon a time, there was a little girl.",
@@ -29,7 +30,7 @@ def check_beside(dest: Path, model: Checkpoint, overwrite: bool) -> None:
         UserError: the model is named as a tokenizer; or another tokenizer lies where the model's is looked for, and is
             not to be replaced, or may be that of other models there.
     """
-    names = _looked_for(model)
+    names = tokenizer_names(model.spec.vocab_size)
     if dest.name in names:
         raise UserError(f"{dest}: a model's tokenizer goes by this name: name the model otherwise")
     if model.tokenizer is None:
@@ -38,7 +39,7 @@ def check_beside(dest: Path, model: Checkpoint, overwrite: bool) -> None:
         if not file.exists() or not _is_another(file, model, model.tokenizer):
             continue
         others = _other_models(dest, names)
-        may_go = file.name == _own_name(model) and file.is_file() and not others
+        may_go = file.name == tokenizer_name(model.spec.vocab_size) and file.is_file() and not others
         if may_go and overwrite:
             continue
         whose = f" (perhaps that of {others[0].name})" if others else ""
@@ -62,9 +63,11 @@ def put_beside(dest: Path, model: Checkpoint) -> list[str]:
     """
     from shearling.data.tokenizers.conversion import to_tokenizer_bin
 
-    file = dest.with_name(_own_name(model))
+    file = dest.with_name(tokenizer_name(model.spec.vocab_size))
     if model.tokenizer is None:
-        found = next((path for name in _looked_for(model) if (path := dest.with_name(name)).exists()), None)
+        found = next(
+            (path for name in tokenizer_names(model.spec.vocab_size) if (path := dest.with_name(name)).exists()), None
+        )
         unless = f"if {found} is not its own, " if found else ""
         return [f"no tokenizer came with the model: {unless}give one with -z"]
     try:
@@ -85,22 +88,13 @@ def put_beside(dest: Path, model: Checkpoint) -> list[str]:
     return [note]
 
 
-def _own_name(model: Checkpoint) -> str:
-    return f"tok{model.spec.vocab_size}.bin"
-
-
-def _looked_for(model: Checkpoint) -> tuple[str, ...]:
-    """The names under which llama2.c's reader looks for a tokenizer beside a model, in its order."""
-    return "tokenizer.bin", _own_name(model), "tokenizer.model"
-
-
 def _is_another(file: Path, model: Checkpoint, tokenizer: Tokenizer) -> bool:
     """Whether the file would be taken for the model's tokenizer, or stands in its place, and is not the same."""
     try:
         found = load_tokenizer(file)
     except UserError:
         return True  # damaged: the model would be refused with it
-    if found.vocab_size != model.spec.vocab_size and file.name != _own_name(model):
+    if found.vocab_size != model.spec.vocab_size and file.name != tokenizer_name(model.spec.vocab_size):
         return False  # it is passed over
     return not _are_same(found, tokenizer)
 

@@ -14,13 +14,15 @@ from shearling.formats import Checkpoint, StoredTensor
 from shearling.formats.pages import PagesHeld
 from shearling.models.rope import inverse_frequencies
 from shearling.models.spec import ModelSpec, RoPESpec
-from shearling.quantization import FloatArray
+from shearling.quantization import Codec, FloatArray, Parts
 
 EngineFactory = Callable[[Checkpoint], Engine]
 
 TOKENS = 64
 LARGEST_DIFFERENCE = 1e-3
 """Of logits where no weight was rounded, relative to the largest of the source's: only the order of sums differs."""
+
+NAMES_SHOWN = 3
 
 GRAPH = (
     "arch", "d_model", "n_layers", "n_heads", "kv_heads", "intermediate_size", "vocab_size", "max_seq_len",
@@ -81,6 +83,33 @@ def _alike(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+def check_finite(source: Checkpoint, progress: Callable[[int], None]) -> None:
+    """Refuses a model some of whose numbers are NaN or infinite: whatever it is written as, it computes nothing.
+
+    Of a quantized matrix the scales are looked at, as integers are finite.
+
+    Raises:
+        UserError: there are such numbers; the tensors are named.
+    """
+    held = PagesHeld(source.tensors.values())
+    strange = []
+    for name, stored in source.tensors.items():
+        if not all(_is_finite(stored.codec, parts) for parts in stored.encoded(stored.codec)):
+            strange.append(name)
+        held.count(stored.nbytes)
+        progress(stored.nbytes)
+    if strange:
+        more = f" and {len(strange) - NAMES_SHOWN} more" if len(strange) > NAMES_SHOWN else ""
+        raise UserError(
+            f"{source.origin}: NaN or infinite numbers in {', '.join(strange[:NAMES_SHOWN])}{more}: the model is "
+            "damaged: fetch it again, or take a checkpoint from before"
+        )
+
+
+def _is_finite(codec: Codec, parts: Parts) -> bool:
+    return all(np.isfinite(numbers).all() for numbers in codec.float_fields(parts) or (codec.decode(parts),))
+
+
 def check_weights(source: Checkpoint, result: Checkpoint, progress: Callable[[int], None]) -> bool:
     """Compare every number of the result with the source's under the codec that the result has it in.
 
@@ -124,13 +153,16 @@ def compare_logits(source: Checkpoint, result: Checkpoint, engine: EngineFactory
     """How far the logits behind fixed tokens are apart.
 
     Raises:
-        UserError: the result's are not finite.
+        UserError: the source's or the result's are not finite.
     """
     n_tokens = min(TOKENS, source.spec.max_seq_len)
     tokens = np.random.default_rng(0).integers(0, source.spec.vocab_size, n_tokens).tolist()
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
         ours, theirs = (_logits(checkpoint, tokens, engine) for checkpoint in (source, result))
-    if np.isfinite(ours).all() and not np.isfinite(theirs).all():
+    if not np.isfinite(ours).all():
+        raise UserError(f"{source.origin}: its logits are not finite, though its weights are: their products are "
+                        "beyond fp32: take a checkpoint from before")  # fmt: skip
+    if not np.isfinite(theirs).all():
         raise UserError(f"{result.origin}: its logits are not finite, as a weight is too large for this type: "
                         "take bf16")  # fmt: skip
     return Difference(float(np.abs(theirs - ours).max()), float(np.abs(ours).max()), n_tokens)
