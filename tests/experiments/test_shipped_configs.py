@@ -51,7 +51,9 @@ def test_a_shipped_experiment_takes_a_step(file):
     config = load_experiment(file, overrides)[0].value
     state = build_state(config, torch.device("cpu"), False)
     batch = Batch(np.random.default_rng(0).integers(0, 500, (2, 17)))
-    losses = [train_step(state, batch, config, rate=1e-3)[0] for _ in range(4)]
+    losses = [
+        train_step(state, batch, config, factor=1e-3 / config.training.optimizer.learning_rate)[0] for _ in range(4)
+    ]
     assert state.progress.skipped == 0
     assert losses[-1] < losses[0]
 

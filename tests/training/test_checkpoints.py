@@ -50,7 +50,7 @@ class TestARoundTrip:
         stream = BatchStream(open_dataset(config.data.path, "train"), 32, 8, seed=0)
         state = build_state(config, CPU, compile_blocks=False)
         for step in range(3):
-            train_step(state, stream.batch(step), config, rate=1e-2)
+            train_step(state, stream.batch(step), config, factor=1e-2 / config.training.optimizer.learning_rate)
         before = to_checkpoint(state, {"identity": {"data": "d"}})
         folder = save_checkpoint(tmp_path, 3, before)
         loaded, fresh = load_checkpoint(folder), build_state(config, CPU, compile_blocks=False)

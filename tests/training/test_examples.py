@@ -69,7 +69,7 @@ def test_the_loss_is_a_mean_over_masked_positions_whatever_the_micro_batch(exper
                 logits = state.model.logits(state.model(torch.from_numpy(examples.inputs)))
             targets = torch.from_numpy(examples.targets)
             losses.append(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED).item())
-        losses.append(train_step(state, tokens, config, rate=1e-3)[0])
+        losses.append(train_step(state, tokens, config, factor=1e-3 / config.training.optimizer.learning_rate)[0])
     assert losses[1:] == pytest.approx([losses[0]] * 3, rel=1e-3)
 
 

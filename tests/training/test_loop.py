@@ -125,7 +125,7 @@ class TestAStep:
             config = experiment(training={"micro_batch": micro_batch, "precision": "fp32"})
             state = build_state(config, CPU, compile_blocks=False)
             batch = BatchStream(open_dataset(config.data.path, "train"), 32, 8, seed=0).batch(0)
-            norms.append(train_step(state, batch, config, rate=1e-3))
+            norms.append(train_step(state, batch, config, factor=1e-3 / config.training.optimizer.learning_rate))
             ends.append(flat(state.model))
         assert norms[0] == pytest.approx(norms[1], rel=1e-5)
         torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-6)
@@ -148,7 +148,7 @@ class TestAStep:
             F.cross_entropy((hidden @ shadow.head_weight.t()).flatten(0, 1), tokens[:, 1:].flatten()).backward()
             gradients = {name: p.grad for name, p in shadow.named_parameters()}
             norm = torch.cat([g.flatten() for g in gradients.values()]).norm()
-            train_step(state, batch, config, rate=0.01)
+            train_step(state, batch, config, factor=0.01 / config.training.optimizer.learning_rate)
             for name, w in weights.items():
                 g = gradients[name] * min(1.0, 0.05 / norm.item())
                 first[name] = 0.9 * first[name] + 0.1 * g
@@ -166,11 +166,11 @@ class TestAStep:
         before = flat(state.model)
         real = step.head_loss
         monkeypatch.setattr(step, "head_loss", lambda *a: real(*a) * math.nan)
-        train_step(state, batch, config, rate=1e-2)
+        train_step(state, batch, config, factor=1e-2 / config.training.optimizer.learning_rate)
         assert torch.equal(flat(state.model), before)
         assert (state.progress.skipped, state.progress.step) == (1, 1)
         monkeypatch.setattr(step, "head_loss", real)
-        train_step(state, batch, config, rate=1e-2)
+        train_step(state, batch, config, factor=1e-2 / config.training.optimizer.learning_rate)
         assert not torch.equal(flat(state.model), before)
         assert state.progress.skipped_in_a_row == 0
 
@@ -389,5 +389,10 @@ class TestCompiling:
             config = experiment(training={"precision": "fp32"})
             state = build_state(config, CPU, compile_blocks)
             stream = BatchStream(open_dataset(config.data.path, "train"), 32, 8, seed=0)
-            losses.append([train_step(state, stream.batch(i), config, rate=1e-2)[0] for i in range(4)])
+            losses.append(
+                [
+                    train_step(state, stream.batch(i), config, factor=1e-2 / config.training.optimizer.learning_rate)[0]
+                    for i in range(4)
+                ]
+            )
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -1,9 +1,11 @@
 """What follows from a config."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from shearling.config.spec import kinds
 from shearling.errors import UserError
 from shearling.training.resolve import load_experiment, resolve
 from shearling.training.spec import ExperimentSpec
@@ -70,8 +72,11 @@ def test_loading_names_the_file_of_an_experiment_that_cannot_be_resolved(root):
 
 def test_every_kind_that_can_be_chosen_has_its_arithmetic():
     from shearling.training.device import DTYPES
+    from shearling.training.optimizer_spec import AnyOptimizerSpec
     from shearling.training.optimizers import OPTIMIZERS
-    from shearling.training.resolve import BYTES, MOMENTS
+    from shearling.training.resolve import BYTES
 
-    assert MOMENTS.keys() == OPTIMIZERS.keys()
+    known = get_args(get_args(AnyOptimizerSpec)[0])
+    assert {kind for spec in known for kind in kinds(spec)} == OPTIMIZERS.keys()
+    assert all(spec.moments >= 0 for spec in known)
     assert BYTES.keys() == DTYPES.keys()

@@ -1,16 +1,31 @@
 """Learning rates: known points, torch's own scheduler, and what holds for every schedule."""
 
 import itertools
+from typing import get_args
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shearling.training.schedules import learning_rate_factor
-from shearling.training.spec import CosineSpec
+from shearling.training.schedule_spec import (
+    AnyScheduleSpec,
+    ConstantSpec,
+    CosineSpec,
+    InverseSqrtSpec,
+    LinearSpec,
+    WSDSpec,
+)
+from shearling.training.schedules import SHAPES, learning_rate_factor
 
-KINDS = [CosineSpec]
+FLOORED = [
+    lambda **options: CosineSpec(**options),
+    lambda **options: LinearSpec(kind="linear", **options),
+    *(
+        lambda shape=shape, **options: WSDSpec(kind="wsd", shape=shape, **options)
+        for shape in ("linear", "cosine", "sqrt", "square")
+    ),
+]
 
 
 def by_steps(spec, total):
@@ -61,13 +76,67 @@ def test_a_step_that_overruns_its_time_uses_the_floor():
     assert learning_rate_factor(CosineSpec(min_ratio=0.2), 500, 1.3, None) == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("make", FLOORED)
 @given(total=st.integers(1, 300), warmup=st.integers(0, 299), min_ratio=st.floats(0, 1))
-def test_a_schedule_rises_to_the_peak_and_never_again(kind, total, warmup, min_ratio):
+def test_a_schedule_rises_to_the_peak_and_falls_to_its_floor(make, total, warmup, min_ratio):
     warmup = min(warmup, total - 1)
-    rates = by_steps(kind(warmup_steps=warmup, min_ratio=min_ratio), total)
+    rates = by_steps(make(warmup_steps=warmup, min_ratio=min_ratio), total)
     assert all(0 < rate <= 1 for rate in rates[:-1])
     assert rates[warmup] == pytest.approx(1)
     assert rates[:warmup] == sorted(rates[:warmup])
     falling = rates[warmup:]
     assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(falling))
+    assert rates[-1] == pytest.approx(min_ratio)
+
+
+def test_every_kind_that_can_be_chosen_has_its_shape():
+    assert set(get_args(get_args(AnyScheduleSpec)[0])) == SHAPES.keys()
+
+
+def test_the_line_is_torch_s():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.2, total_iters=40)
+    expected = []
+    for _ in range(41):
+        expected.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    rates = by_steps(LinearSpec(kind="linear", warmup_steps=0, min_ratio=0.2), 40)
+    assert rates == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_constant_stays_at_the_peak():
+    assert set(by_steps(ConstantSpec(kind="constant", warmup_steps=3), 9)[3:]) == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("shape", "middle"), [("linear", 0.5), ("cosine", 0.5), ("sqrt", 1 - 0.5**0.5), ("square", 0.25)]
+)
+def test_a_cool_down_begins_in_its_time_and_has_its_shape(shape, middle):
+    rates = by_steps(WSDSpec(kind="wsd", warmup_steps=0, cooldown=0.4, shape=shape, min_ratio=0.0), 100)
+    assert set(rates[:61]) == {1.0}
+    assert rates[61] < 1
+    assert rates[80] == pytest.approx(middle)
+    assert rates[100] == pytest.approx(0)
+
+
+def test_in_time_a_cool_down_begins_when_its_share_of_the_time_is_left():
+    spec = WSDSpec(kind="wsd", warmup_steps=10, cooldown=0.25, shape="linear")
+    assert learning_rate_factor(spec, 500, 0.75, None) == 1
+    assert learning_rate_factor(spec, 501, 0.875, None) == pytest.approx(0.5)
+    assert learning_rate_factor(spec, 502, 1.0, None) == 0
+
+
+def test_the_inverse_root_falls_with_the_steps_after_warm_up_whatever_the_horizon():
+    spec = InverseSqrtSpec(kind="inverse_sqrt", warmup_steps=10, timescale=100)
+    for total in (None, 1000, 5000):
+        factors = [learning_rate_factor(spec, step, step / (total or 2000), total) for step in (10, 110, 310)]
+        assert factors == pytest.approx([1, 0.5**0.5, 0.5])
+
+
+def test_the_inverse_root_cools_down_to_zero_where_it_is_told_to():
+    spec = InverseSqrtSpec(kind="inverse_sqrt", warmup_steps=0, timescale=100, cooldown=0.5)
+    rates = by_steps(spec, 200)
+    assert rates[100] == pytest.approx(0.5**0.5)
+    assert rates[150] == pytest.approx(0.5 * (100 / 250) ** 0.5)
+    assert rates[200] == 0

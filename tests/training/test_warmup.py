@@ -163,7 +163,7 @@ class TestWhatItLeaves:
         steps = phase(config, ours)
         data = data_of(config)
         for number, rate in enumerate([1e-3, 2e-3, 3e-3, 3e-3, 3e-3]):
-            update(theirs, data.examples(number), config, rate)
+            update(theirs, data.examples(number), config, number, rate / config.training.optimizer.learning_rate)
         assert [step.learning_rate for step in steps] == pytest.approx([1e-3, 2e-3, 3e-3, 3e-3, 3e-3])
         for mine, other in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
             assert torch.equal(mine, other)
@@ -173,9 +173,9 @@ class TestWhatItLeaves:
             config = warmed(optimizer_state=policy)
             state = build_state(config, CPU, False)
             phase(config, state)
-            assert {each["step"].item() for each in state.optimizer.state.values()} == steps
-            update(state, data_of(config).examples(9), config, rate=1e-3)  # it is the model's optimizer
-            assert len(state.optimizer.state) == len(list(state.model.parameters()))
+            assert {each["step"].item() for each in state.optimizer.parts[0].state.values()} == steps
+            update(state, data_of(config).examples(9), config, 9, factor=1.0)  # it is the model's optimizer
+            assert len(state.optimizer.parts[0].state) == len(list(state.model.parameters()))
 
     def test_counts_no_step_and_no_token_of_training(self, warmed):
         config = warmed()

@@ -97,9 +97,9 @@ class TestARun:
         now = [0.0]
         real = warmup.update
 
-        def slow(*arguments):
+        def slow(*arguments, **named):
             now[0] += 3.0
-            return real(*arguments)
+            return real(*arguments, **named)
 
         def step(state, *arguments, **named):
             now[0] += 0.5
@@ -126,9 +126,9 @@ class TestARun:
         config = warmed(steps=9, training={"max_skipped": 3})
         broken = []
 
-        def update_until(state, *arguments):
+        def update_until(state, *arguments, **named):
             broken.append(state.progress.warmed.steps >= 4)
-            return (math.nan, 1.0) if broken[-1] else update(state, *arguments)
+            return (math.nan, 1.0) if broken[-1] else update(state, *arguments, **named)
 
         monkeypatch.setattr(warmup, "update", update_until)
         with pytest.raises(
@@ -188,11 +188,11 @@ class TestResuming:
         train(whole)
         taken = []
 
-        def interrupted(state, *arguments):
+        def interrupted(state, *arguments, **named):
             if len(taken) == 3:
                 raise Interrupted(signal.SIGTERM)
             taken.append(state.progress.warmed.steps)
-            return update(state, *arguments)
+            return update(state, *arguments, **named)
 
         with monkeypatch.context() as patch:
             patch.setattr(warmup, "update", interrupted)
@@ -200,7 +200,9 @@ class TestResuming:
                 train(stopped)
             run = RunFolder(stopped.output_dir)
             assert "interrupted: saved at random warm-up step 3;" in run.log.read_text()
-            patch.setattr(warmup, "update", lambda s, *a: (taken.append(s.progress.warmed.steps), update(s, *a))[1])
+            patch.setattr(
+                warmup, "update", lambda s, *a, **n: (taken.append(s.progress.warmed.steps), update(s, *a, **n))[1]
+            )
             train(stopped, resume=True)
         assert taken == [0, 1, 2, 3, 4]
         assert final_hash(stopped) == final_hash(whole)

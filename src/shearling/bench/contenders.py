@@ -39,7 +39,7 @@ def shearling(spec: ModelSpec, compile_model: bool) -> Step:
             }
         )
         state = state or build_state(config, torch.device("cpu"), compile_model)
-        loss, _ = train_step(state, Batch(tokens.numpy()), config, rate=1e-3)
+        loss, _ = train_step(state, Batch(tokens.numpy()), config, factor=1.0)
         return loss
 
     return step

@@ -11,11 +11,12 @@ knows it (a schedule's warm-up survives a change of the schedule) and goes if it
 from shearling.config.editor import editor_schema, save_editor_schema
 from shearling.config.load import Loaded, load, sections
 from shearling.config.record import differences, dump, fingerprint, flatten
-from shearling.config.spec import CHOICE, HARMLESS, CustomSpec, Spec, UserPath, at_home
+from shearling.config.spec import CHOICE, HARMLESS, Choice, CustomSpec, Spec, UserPath, at_home
 
 __all__ = [
     "CHOICE",
     "HARMLESS",
+    "Choice",
     "CustomSpec",
     "Loaded",
     "Spec",

@@ -70,16 +70,22 @@ def tag(kind: Any) -> Any:
     return CUSTOM if isinstance(kind, str) and ":" in kind else kind
 
 
-class _Choice:
-    """Makes a union of specs one that is chosen from by `kind`."""
+class Choice:
+    """Makes a union of specs one that is chosen from by `kind`.
+
+    Args:
+        usual: the kind of a map that names none; None: one must be named.
+    """
+
+    def __init__(self, usual: str | None = None) -> None:
+        self.usual = usual
 
     def __get_pydantic_core_schema__(self, union: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         choices = {kind: handler.generate_schema(spec) for spec in get_args(union) for kind in kinds(spec)}
-        return core_schema.tagged_union_schema(choices, discriminator=_tag_of)
+        return core_schema.tagged_union_schema(choices, discriminator=self._tag_of)
+
+    def _tag_of(self, value: Any) -> Any:
+        return tag(value.get("kind", self.usual) if isinstance(value, dict) else getattr(value, "kind", None))
 
 
-def _tag_of(value: Any) -> Any:
-    return tag(value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None))
-
-
-CHOICE = _Choice()
+CHOICE = Choice()

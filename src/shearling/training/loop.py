@@ -159,7 +159,7 @@ def _run_to_horizon(job: Job, state: TrainState) -> dict[str, Any]:
             _take_step(job, state, clock)
             changed = True
     except Interrupted:
-        state.optimizer.zero_grad(set_to_none=True)
+        state.optimizer.zero_grad()
         progress.seconds = clock.seconds
         _save(job, state)
         warming = position(job.config, progress) < 0
@@ -205,7 +205,7 @@ def _take_step(job: Job, state: TrainState, clock: Clock) -> None:
     taken = job.config.warmup_taken
     factor = learning_rate_factor(training.schedule, progress.step, done, job.resolved.total_steps, taken)
     rate = training.optimizer.learning_rate * factor
-    loss, norm = train_step(state, job.stream.batch(progress.step), job.config, rate, check=job.interrupts.check)
+    loss, norm = train_step(state, job.stream.batch(progress.step), job.config, factor, done, job.interrupts.check)
     progress.seconds = clock.seconds
     _record_step(job, state, loss, norm, rate, time.perf_counter() - began, clock.done(progress.step))
 
@@ -274,16 +274,17 @@ def _evaluate_and_save(job: Job, state: TrainState, clock: Clock, finished: bool
 
 def _evaluate(job: Job, state: TrainState) -> bool:
     """Evaluate the model as it is; whether it is the best so far."""
-    evaluation = evaluate(
-        state.model,
-        job.held_out,
-        state.progress.step,
-        seq_len=job.config.data.seq_len,
-        sequences=job.config.training.micro_batch,
-        mask_documents=job.config.data.mask_documents,
-        objective=job.config.training.objective,
-        check=job.interrupts.check,
-    )
+    with state.optimizer.averaged():
+        evaluation = evaluate(
+            state.model,
+            job.held_out,
+            state.progress.step,
+            seq_len=job.config.data.seq_len,
+            sequences=job.config.training.micro_batch,
+            mask_documents=job.config.data.mask_documents,
+            objective=job.config.training.objective,
+            check=job.interrupts.check,
+        )
     _show(job, evaluation, state.progress)
     return state.progress.note(evaluation)
 
@@ -310,7 +311,8 @@ def _show(job: Job, evaluation: Evaluation, progress: Progress) -> None:
 
 def _save(job: Job, state: TrainState) -> None:
     progress, root = state.progress, job.run.checkpoints
-    save_checkpoint(root, progress.step, to_checkpoint(state, {"identity": job.identity}))
+    with state.optimizer.averaged():
+        save_checkpoint(root, progress.step, to_checkpoint(state, {"identity": job.identity}))
     _point_best(root, progress)
     prune(root, progress.step, job.config.training.keep_last, progress.best.step if progress.best else None)
 

@@ -36,6 +36,15 @@ def token_losses(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: to
     return torch.cat(losses)
 
 
+@torch.no_grad()
+def drawn_targets(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor:
+    """A token for each hidden state, (N,), drawn from what the head makes of it, by torch's own generator."""
+    weight = weight_VD.to(hidden_ND.dtype)
+    rows = _rows(HEAD_EXACT_LOGITS, weight.size(0), len(hidden_ND))
+    chances = (torch.softmax(F.linear(hidden, weight).float(), dim=-1) for hidden in hidden_ND.split(rows))
+    return torch.cat([torch.multinomial(p_NV, 1)[:, 0] for p_NV in chances])
+
+
 def _rows(elements: int, vocab_size: int, n_tokens: int) -> int:
     return min(max(1, elements // vocab_size), n_tokens)
 

@@ -19,9 +19,6 @@ from shearling.models.cost import (
 from shearling.models.trial import try_custom_parts
 from shearling.training.spec import ExperimentSpec, MaskedTokenSpec
 
-MOMENTS = {"adamw": 2}
-"""fp32 values that an optimizer keeps for each parameter."""
-
 BYTES = {"bf16": 2, "fp32": 4}
 """Bytes of one value of the branches' arithmetic, by precision."""
 
@@ -166,7 +163,7 @@ def _memory(spec: ExperimentSpec, counts: Parameters, micro_batch: int) -> Memor
     return Memory(
         weights=4 * counts.total + (width * counts.multiplied if width < 4 else 0),
         gradients=4 * counts.total,
-        optimizer=4 * MOMENTS[training.optimizer.kind] * counts.total,
+        optimizer=4 * training.optimizer.moments * counts.total,
         activations=activation_bytes(
             spec.model, micro_batch * spec.data.seq_len, width, training.checkpoint_activations
         ),

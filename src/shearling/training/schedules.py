@@ -6,10 +6,16 @@ steps or in time. A new shape is one function here and one entry of `SHAPES`.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
-from shearling.training.spec import CosineSpec
-
-ScheduleSpec = CosineSpec
+from shearling.training.schedule_spec import (
+    ConstantSpec,
+    CosineSpec,
+    InverseSqrtSpec,
+    LinearSpec,
+    ScheduleSpec,
+    WSDSpec,
+)
 
 
 def learning_rate_factor(
@@ -34,12 +40,52 @@ def learning_rate_factor(
     warmup = min(1.0, (taken + step + 1) / (spec.warmup_steps + 1))
     before = (spec.warmup_steps - taken) / total_steps if total_steps is not None else 0.0
     done = (progress - before) / (1 - before)
-    return warmup * SHAPES[spec.kind](spec, min(max(done, 0.0), 1.0))
+    after = max(0, taken + step - spec.warmup_steps)
+    return warmup * SHAPES[type(spec)](spec, min(max(done, 0.0), 1.0), after)
 
 
-def _cosine(spec: CosineSpec, done: float) -> float:
-    return spec.min_ratio + (1 - spec.min_ratio) * (1 + math.cos(math.pi * done)) / 2
+def _above(floor: float, height: float) -> float:
+    return floor + (1 - floor) * height
 
 
-SHAPES: dict[str, Callable[[ScheduleSpec, float], float]] = {"cosine": _cosine}
-"""By kind: the factor after warm-up, from 1 at `done` = 0 to what the kind ends with at `done` = 1."""
+def _cosine(spec: CosineSpec, done: float, after: int) -> float:
+    return _above(spec.min_ratio, COOL_DOWNS["cosine"](done))
+
+
+def _linear(spec: LinearSpec, done: float, after: int) -> float:
+    return _above(spec.min_ratio, 1 - done)
+
+
+def _constant(spec: ConstantSpec, done: float, after: int) -> float:
+    return 1.0
+
+
+def _wsd(spec: WSDSpec, done: float, after: int) -> float:
+    return _above(spec.min_ratio, COOL_DOWNS[spec.shape](_cooling(done, spec.cooldown)))
+
+
+def _inverse_sqrt(spec: InverseSqrtSpec, done: float, after: int) -> float:
+    return math.sqrt(spec.timescale / (spec.timescale + after)) * (1 - _cooling(done, spec.cooldown))
+
+
+def _cooling(done: float, cooldown: float) -> float:
+    """The share of the cool-down that is behind us."""
+    return max(0.0, 1 - (1 - done) / cooldown) if cooldown else 0.0
+
+
+COOL_DOWNS: dict[str, Callable[[float], float]] = {
+    "linear": lambda u: 1 - u,
+    "cosine": lambda u: (1 + math.cos(math.pi * u)) / 2,
+    "sqrt": lambda u: 1 - math.sqrt(u),
+    "square": lambda u: (1 - u) ** 2,
+}
+"""By shape: from 1 at the cool-down's beginning to 0 at its end."""
+
+SHAPES: dict[type[ScheduleSpec], Callable[[Any, float, int], float]] = {
+    CosineSpec: _cosine,
+    LinearSpec: _linear,
+    ConstantSpec: _constant,
+    WSDSpec: _wsd,
+    InverseSqrtSpec: _inverse_sqrt,
+}
+"""By kind: the factor after warm-up, from 1 at `done` = 0, of the share `done` and the steps `after` warm-up."""

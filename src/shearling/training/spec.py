@@ -8,31 +8,9 @@ from shearling.config import CHOICE, HARMLESS, Spec, UserPath
 from shearling.data.spec import DataSpec
 from shearling.models.spec import ModelSpec
 from shearling.training.diagnostics.spec import DiagnosticsSpec
+from shearling.training.optimizer_spec import AdamWSpec, AnyOptimizerSpec
+from shearling.training.schedule_spec import AnyScheduleSpec, CosineSpec
 from shearling.training.warmup_spec import DyckSpec, RandomWarmupSpec
-
-
-class AdamWSpec(Spec):
-    """AdamW (arXiv 1711.05101); decay acts on matrices only."""
-
-    kind: Literal["adamw"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="decay of the first and second moment")
-    eps: float = Field(1e-8, ge=1e-30, description="added to the root of the second moment")
-    weight_decay: float = Field(0.1, ge=0, description="decoupled decay of matrices; norms and biases have none")
-
-    @model_validator(mode="after")
-    def _betas_in_range(self) -> "AdamWSpec":
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas {list(self.betas)} must lie in [0, 1)")
-        return self
-
-
-class CosineSpec(Spec):
-    """Linear warm-up, then half a cosine from the peak to a floor (arXiv 1608.03983)."""
-
-    kind: Literal["cosine"] = "cosine"
-    warmup_steps: int = Field(100, ge=0, description="optimizer steps from zero to the peak")
-    min_ratio: float = Field(0.1, ge=0, le=1, description="floor of the learning rate, as a share of its peak")
 
 
 class NextTokenSpec(Spec):
@@ -68,8 +46,8 @@ class TrainingSpec(Spec):
     precision: Literal["bf16", "fp32"] = Field("bf16", description="arithmetic of the branches; masters stay fp32")
     clip: float | None = Field(1.0, gt=0, description="largest global norm of the gradient; null: none")
     objective: ObjectiveSpec = Field(default_factory=NextTokenSpec, description="what is predicted")
-    optimizer: AdamWSpec = Field(default_factory=AdamWSpec)
-    schedule: CosineSpec = Field(default_factory=CosineSpec)
+    optimizer: AnyOptimizerSpec = Field(default_factory=AdamWSpec)
+    schedule: AnyScheduleSpec = Field(default_factory=CosineSpec)
     compile: bool | Literal["auto"] = Field(
         "auto", description="torch.compile of each block; auto: on a GPU with a C++ compiler"
     )

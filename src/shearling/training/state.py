@@ -10,7 +10,7 @@ from shearling.errors import UserError
 from shearling.models.transformer import Transformer
 from shearling.training.checkpoints import Checkpoint
 from shearling.training.device import DTYPES
-from shearling.training.optimizers import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from shearling.training.optimizers import Updates, build_optimizer
 from shearling.training.spec import ExperimentSpec
 
 
@@ -92,7 +92,7 @@ class TrainState:
     """A model, its optimizer, and how far they have come."""
 
     model: Transformer
-    optimizer: torch.optim.Optimizer
+    optimizer: Updates
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -115,17 +115,15 @@ def build_state(config: ExperimentSpec, device: torch.device, compile_blocks: bo
 
 
 def to_checkpoint(state: TrainState, extra: dict[str, Any]) -> Checkpoint:
-    """A view of the state for saving; `extra` is kept with the progress."""
+    """A view of the state for saving, within `state.optimizer.averaged()`; `extra` is kept with the progress."""
     weights = {name: tensor.detach() for name, tensor in model_tensors(state.model).items()}
-    return Checkpoint(
-        weights, optimizer_tensors(state.model, state.optimizer), {"progress": asdict(state.progress), **extra}
-    )
+    return Checkpoint(weights, state.optimizer.tensors(), {"progress": asdict(state.progress), **extra})
 
 
 def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     """Put a checkpoint's weights, optimizer state and progress into `state`."""
     load_weights(state.model, checkpoint.weights)
-    load_optimizer_tensors(state.model, state.optimizer, checkpoint.optimizer)
+    state.optimizer.load(checkpoint.optimizer)
     state.progress = Progress.from_json(checkpoint.state["progress"])
 
 

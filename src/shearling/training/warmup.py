@@ -93,7 +93,8 @@ def warm_up(
     while warmed.steps < spec.steps:
         rate = spec.learning_rate * min(1.0, (warmed.steps + 1) / (spec.warmup_steps + 1))
         torch.manual_seed(derive_seed(config.seed, NAME, "dropout", warmed.steps))
-        loss, norm = update(state, data.examples(warmed.steps), config, rate, check)
+        factor = rate / config.training.optimizer.learning_rate
+        loss, norm = update(state, data.examples(warmed.steps), config, warmed.steps, factor, check=check)
         finite = math.isfinite(loss) and math.isfinite(norm)
         progress.count_skips(finite)
         if finite:

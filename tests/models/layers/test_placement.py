@@ -307,7 +307,12 @@ class TestNGPT:
             for vectors in self.vectors_of_matrices(state.model):
                 torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(vectors)), rtol=1e-5, atol=1e-5)
             if stage == 0:
-                train_step(state, Batch(torch.randint(300, (8, 33)).numpy()), config, rate=1e-2)
+                train_step(
+                    state,
+                    Batch(torch.randint(300, (8, 33)).numpy()),
+                    config,
+                    factor=1e-2 / config.training.optimizer.learning_rate,
+                )
 
     def test_the_stream_stays_on_the_sphere(self):
         model = made({"kind": "ngpt"}, final_norm=False)
