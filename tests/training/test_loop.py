@@ -98,6 +98,13 @@ class TestARun:
         rates = [line["learning_rate"] for line in RunFolder(config.output_dir).read_metrics() if "loss" in line]
         assert rates[-1] == pytest.approx(0.1 * max(rates), rel=0.2)
 
+    def test_of_minutes_counts_what_came_before_it(self, experiment):
+        config = experiment(training={"minutes": 0.1, "evaluate_every": None, "save_every": None})
+        results = train(config, began=time.perf_counter() - 4)
+        assert results["seconds"] == pytest.approx(2, abs=1)
+        rates = [line["learning_rate"] for line in RunFolder(config.output_dir).read_metrics() if "loss" in line]
+        assert rates[-1] == pytest.approx(0.1 * max(rates), rel=0.2)
+
     @pytest.mark.parametrize(
         "options", [{"save_every": 1, "evaluate_every": None}, {"evaluate_every": 1, "save_every": None}]
     )

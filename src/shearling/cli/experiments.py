@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -93,10 +94,12 @@ def train(
 
     Evaluates, saves, and draws the loss curve; Ctrl-C saves first.
     """
+    began = time.perf_counter()  # what is imported here is part of a budget of minutes
+
     from shearling.experiments.curves import results_table
     from shearling.experiments.run import run_experiment
 
-    results, picture = run_experiment(config, context.args, resume)
+    results, picture = run_experiment(config, context.args, resume, began)
     print(json.dumps(results, indent=2) if as_json else f"{results_table(results)}\nloss curve: {picture}")
 
 

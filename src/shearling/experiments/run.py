@@ -17,16 +17,21 @@ from shearling.training.run_folder import RunFolder, read_json
 from shearling.training.spec import ExperimentSpec
 
 
-def run_experiment(config_path: Path, overrides: Sequence[str], resume: bool) -> tuple[dict[str, Any], Path]:
+def run_experiment(
+    config_path: Path, overrides: Sequence[str], resume: bool, began: float | None = None
+) -> tuple[dict[str, Any], Path]:
     """Train what a config describes, note its equations, draw its loss curve; the results and the picture's path.
 
     The equations are noted of a run that diverged or was interrupted too.
+
+    Args:
+        began: when a budget of minutes began, by `time.perf_counter`; None: now.
     """
     config = load_experiment(config_path, overrides)[0].value
     code = custom_code_hash(config.model)  # before training: the file may be edited while the run goes on
     ended_before = RunFolder(config.output_dir).results.exists()  # by whatever code that was
     try:
-        results = train(config, resume)
+        results = train(config, resume, began)
     finally:
         if not ended_before:
             _note_equations(config, code)

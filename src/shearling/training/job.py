@@ -28,6 +28,8 @@ class Job:
     interrupts: Interrupts
     diagnostics: Recorder
     identity: dict[str, str]
+    seconds_before: float
+    """Spent by this process before the first step: a budget of minutes has them less."""
 
 
 class Clock:
@@ -37,7 +39,7 @@ class Clock:
         self._start = time.perf_counter() - progress.seconds
         self._progress = progress
         self._total_steps = job.resolved.total_steps
-        self._budget = 60 * (job.config.training.minutes or math.inf)
+        self._budget = 60 * (job.config.training.minutes or math.inf) - job.seconds_before
 
     @property
     def seconds(self) -> float:

@@ -42,11 +42,12 @@ from shearling.training.warmup import position, warm_up
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def train(config: ExperimentSpec, resume: bool = False) -> dict[str, Any]:
+def train(config: ExperimentSpec, resume: bool = False, began: float | None = None) -> dict[str, Any]:
     """Run an experiment to its horizon and give back what `results.json` holds.
 
     Args:
         resume: go on from the last checkpoint in `config.output_dir`, if a run was begun there.
+        began: when a budget of minutes began, by `time.perf_counter`; None: now.
 
     Raises:
         UserError: the folder holds another run, the data are not the run's, the disk is full, or the loss stays
@@ -56,7 +57,7 @@ def train(config: ExperimentSpec, resume: bool = False) -> dict[str, Any]:
     run = RunFolder(config.output_dir)
     with locked(run.path):
         try:
-            return _train(config, run, resume)
+            return _train(config, run, resume, time.perf_counter() if began is None else began)
         except OSError as error:
             steps = saved_steps(run.checkpoints)
             whole = f"the last whole checkpoint is of step {steps[-1]:,}" if steps else "no checkpoint was saved yet"
@@ -64,7 +65,7 @@ def train(config: ExperimentSpec, resume: bool = False) -> dict[str, Any]:
             raise UserError(f"{run.path}: {error}: {whole}; {mend} and go on with --resume") from error
 
 
-def _train(config: ExperimentSpec, run: RunFolder, resume: bool) -> dict[str, Any]:
+def _train(config: ExperimentSpec, run: RunFolder, resume: bool, began: float) -> dict[str, Any]:
     if run.path.resolve() == config.data.path.resolve():
         raise UserError(f"output_dir {run.path} is the folder of the data: choose another output_dir")
     begun = run.begun and bool(saved_steps(run.checkpoints))  # what stopped before its first checkpoint begins again
@@ -102,9 +103,10 @@ def _train(config: ExperimentSpec, run: RunFolder, resume: bool) -> dict[str, An
         run.cut_metrics(position(config, state.progress) if checkpoint else -math.inf)
         trackers = build_trackers(config.training.trackers, run.path, config.name, config.model_dump(mode="json"))
         with Monitor(run, trackers, config.training.log_every) as monitor:
+            peak = measure_peak(device, state.model.dtype)
             job = Job(
-                config, resolved, run, stream, held_out, measure_peak(device, state.model.dtype), monitor, interrupts,
-                Recorder(config, run, held_out), identity,
+                config, resolved, run, stream, held_out, peak, monitor, interrupts, Recorder(config, run, held_out),
+                identity, seconds_before=time.perf_counter() - began,
             )  # fmt: skip
             monitor.say(
                 f"{config.name}: {resolved.parameters.total:,} parameters on {describe(device)}; "
