@@ -29,6 +29,7 @@ from shearling.training.identity import changed_hashes, identity_of
 from shearling.training.interrupts import Interrupts
 from shearling.training.job import Clock, Job
 from shearling.training.monitor import Monitor, StepFigures
+from shearling.training.profiling import profiled
 from shearling.training.resolve import check_vocabulary, resolve
 from shearling.training.results import results_of
 from shearling.training.run_folder import DIVERGED, FINISHED, RunFolder
@@ -153,13 +154,15 @@ def _run_to_horizon(job: Job, state: TrainState) -> dict[str, Any]:
         job.monitor.say(f"resumed at step {progress.step:,}, epoch {job.stream.epoch(progress.step):.2f}")
     try:
         _warm_up(job, state, clock)
-        while True:
-            finished = clock.done(progress.step) >= 1  # read once a turn: what follows takes time of its own
-            _evaluate_and_save(job, state, clock, finished, changed)
-            if finished:
-                break
-            _take_step(job, state, clock)
-            changed = True
+        with profiled(job.config.training.profile, job.run.profile, job.monitor.say) as note_step:
+            while True:
+                finished = clock.done(progress.step) >= 1  # read once a turn: what follows takes time of its own
+                _evaluate_and_save(job, state, clock, finished, changed)
+                if finished:
+                    break
+                _take_step(job, state, clock)
+                note_step()
+                changed = True
     except Interrupted:
         state.optimizer.zero_grad()
         progress.seconds = clock.seconds

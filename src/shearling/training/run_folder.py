@@ -35,6 +35,7 @@ class RunFolder:
         self.diagnostics = path / "diagnostics.jsonl"
         self.results = path / "results.json"
         self.log = path / "logs" / "train.log"
+        self.profile = path / "profile"
         self.checkpoints = path / "model"
         self.tokenizer = path / "tokenizer"
 

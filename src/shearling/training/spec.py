@@ -62,6 +62,13 @@ class TrainingSpec(Spec):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: a GPU where there is one", json_schema_extra=HARMLESS
     )
+    profile: int | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="steps that torch.profiler records, from the third on",
+        json_schema_extra=HARMLESS,
+    )
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
         (), description="where metrics go besides metrics.jsonl", json_schema_extra=HARMLESS
     )
