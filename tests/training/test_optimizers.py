@@ -1,12 +1,14 @@
 """Optimizers against their formulas in float64, which parameters decay at which rate, and state that survives."""
 
 import math
+import sys
 
 import pytest
 import torch
 from pydantic import TypeAdapter
 from torch import nn
 
+from shearling.errors import UserError
 from shearling.models.norm_spec import LayerNormSpec
 from shearling.models.roles import role
 from shearling.models.spec import ModelSpec
@@ -350,3 +352,9 @@ def test_every_kind_lowers_a_loss(kind):
         updates.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.01
+
+
+def test_a_library_that_is_missing_is_named_with_what_brings_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(UserError, match=r"training\.optimizer\.kind lion: .* pip install 'shearling\[optimizers\]'"):
+        build_optimizer(Transformer(SPEC), options("lion"))
