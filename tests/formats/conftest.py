@@ -1,11 +1,13 @@
-"""A Hub that is on this machine, and Hugging Face folders to spoil."""
+"""A Hub that is on this machine, Hugging Face folders to spoil, and files and folders with whatever content."""
 
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hub_server import HubServer
+from meta_folders import save as save_shards
 
 from shearling.formats import hub_client
 from shearling.formats.hub import Hub
@@ -54,3 +56,20 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def copy(originals: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
     """A folder to spoil: `copy("gpt2")`."""
     return lambda name: Path(shutil.copytree(originals[name], tmp_path / name))
+
+
+@pytest.fixture
+def bin_file(tmp_path: Path) -> Callable[[bytes], Path]:
+    """A llama2.c file with these bytes: `bin_file(content)`."""
+
+    def save(content: bytes) -> Path:
+        (tmp_path / "model.bin").write_bytes(content)
+        return tmp_path / "model.bin"
+
+    return save
+
+
+@pytest.fixture
+def meta_folder(tmp_path: Path) -> Callable[..., Path]:
+    """A folder of these shards: `meta_folder([state], norm_eps=1e-6)`; a parameter that is `...` goes."""
+    return partial(save_shards, tmp_path / "llama")

@@ -34,17 +34,6 @@ def weights(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def saved(tmp_path):
-    """A file with these bytes: `saved(content)`."""
-
-    def save(content: bytes) -> Path:
-        (tmp_path / "model.bin").write_bytes(content)
-        return tmp_path / "model.bin"
-
-    return save
-
-
-@pytest.fixture
 def written(tmp_path):
     """What is written of a checkpoint: `written(checkpoint, version=1)`."""
 
@@ -59,13 +48,13 @@ def written(tmp_path):
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
 class TestAModel:
     @pytest.mark.parametrize("version", [0, 1])
-    def test_that_is_read_has_the_logits_of_transformers(self, options, version, saved):
+    def test_that_is_read_has_the_logits_of_transformers(self, options, version, bin_file):
         model = llama(**options)
-        assert_same(our_logits(read_llama2c(saved(file_of(model, version)))), their_logits(model))
+        assert_same(our_logits(read_llama2c(bin_file(file_of(model, version)))), their_logits(model))
 
-    def test_of_version_2_has_those_of_transformers_with_the_same_rounded_weights(self, options, saved):
+    def test_of_version_2_has_those_of_transformers_with_the_same_rounded_weights(self, options, bin_file):
         model = llama(**options)
-        checkpoint = read_llama2c(saved(file_of(model, 2)))
+        checkpoint = read_llama2c(bin_file(file_of(model, 2)))
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() == 2:  # row for row the same groups, in whatever order the rows are
@@ -75,9 +64,9 @@ class TestAModel:
         assert_same(our_logits(checkpoint), their_logits(model))
 
     @pytest.mark.parametrize("version", [0, 1, 2])
-    def test_is_written_byte_for_byte(self, options, version, saved, written):
+    def test_is_written_byte_for_byte(self, options, version, bin_file, written):
         model = llama(**options)
-        checkpoint = read_llama2c(saved(file_of(model, 1)))
+        checkpoint = read_llama2c(bin_file(file_of(model, 1)))
         found = written(checkpoint, version).read_bytes()
         expected = file_of(model, version)
         if version:
@@ -87,8 +76,8 @@ class TestAModel:
             assert len(found) == len(expected)
             np.testing.assert_allclose(np.frombuffer(found[28:], "<f4"), np.frombuffer(expected[28:], "<f4"), atol=1e-6)
 
-    def test_comes_back_the_same_through_all_versions(self, options, saved, written):
-        first = read_llama2c(saved(file_of(llama(**options), 0)))
+    def test_comes_back_the_same_through_all_versions(self, options, bin_file, written):
+        first = read_llama2c(bin_file(file_of(llama(**options), 0)))
         last = first
         for version in (1, 0, 1):
             last = read_llama2c(written(last, version))
@@ -101,9 +90,9 @@ class TestAModel:
         assert through_floats.spec == first.spec
 
 
-def test_queries_and_keys_in_halves_are_written_adjacent(saved, written):
+def test_queries_and_keys_in_halves_are_written_adjacent(bin_file, written):
     model = llama(num_key_value_heads=2, tie_word_embeddings=True)
-    adjacent = read_llama2c(saved(file_of(model, 1)))
+    adjacent = read_llama2c(bin_file(file_of(model, 1)))
     halves = replace(
         adjacent,
         rotary="halves",
@@ -147,9 +136,11 @@ class TestTheStories:
         exact, rounded = weights(read_llama2c(stories)), weights(read_llama2c(path))
         assert max(np.abs(exact[name] - rounded[name]).max() for name in exact) < 0.02
 
-    def test_that_were_exported_in_groups_that_do_not_divide_the_hidden_width_are_read_as_they_were_meant(self, saved):
+    def test_that_were_exported_in_groups_that_do_not_divide_the_hidden_width_are_read_as_they_were_meant(
+        self, bin_file
+    ):
         model = llama(intermediate_size=36, tie_word_embeddings=True)  # rows of w2 end within groups of 16
-        checkpoint = read_llama2c(saved(file_of(model, 2, group=16)))
+        checkpoint = read_llama2c(bin_file(file_of(model, 2, group=16)))
         w2 = model.state_dict()["model.layers.1.mlp.down_proj.weight"].numpy()
         blob = quantized(w2, 16)
         integers = np.frombuffer(blob[: w2.size], np.int8).reshape(-1, 16)
@@ -161,8 +152,8 @@ class TestTheStories:
 
 
 class TestTheGroup:
-    def checkpoint(self, dim, hidden_dim, saved) -> Checkpoint:
-        return read_llama2c(saved(file_of(llama(hidden_size=dim, intermediate_size=hidden_dim), 1)))
+    def checkpoint(self, dim, hidden_dim, bin_file) -> Checkpoint:
+        return read_llama2c(bin_file(file_of(llama(hidden_size=dim, intermediate_size=hidden_dim), 1)))
 
     @pytest.mark.parametrize(
         ("dim", "hidden_dim", "group"), [(64, 172, 4), (288, 768, 32), (768, 2048, 64), (64, 170, 2), (128, 352, 32)]
@@ -170,25 +161,25 @@ class TestTheGroup:
     def test_is_the_largest_power_of_two_that_divides_both_widths(self, dim, hidden_dim, group):
         assert group_size(ModelSpec(d_model=dim, intermediate_size=hidden_dim, n_heads=2)) == group
 
-    def test_that_does_not_exist_is_refused_before_a_file_is_made(self, saved, written, tmp_path):
+    def test_that_does_not_exist_is_refused_before_a_file_is_made(self, bin_file, written, tmp_path):
         with pytest.raises(
             UserError, match=r"no power of two divides both 32 \(dim\) and 45 \(hidden_dim\).* version 1"
         ):
-            written(self.checkpoint(32, 45, saved), 2)
+            written(self.checkpoint(32, 45, bin_file), 2)
         assert not (tmp_path / "written-v2.bin").exists()
 
     @pytest.mark.parametrize(("dim", "hidden_dim", "group"), [(32, 48, 8), (48, 45, 3), (96, 288, 48)])
-    def test_that_is_asked_for_is_taken(self, saved, written, dim, hidden_dim, group):
-        path = written(self.checkpoint(dim, hidden_dim, saved), 2, codec=parse_codec("int8", group))
+    def test_that_is_asked_for_is_taken(self, bin_file, written, dim, hidden_dim, group):
+        path = written(self.checkpoint(dim, hidden_dim, bin_file), 2, codec=parse_codec("int8", group))
         assert read_llama2c(path).tensors["embed.weight"].codec.group == group
 
     @pytest.mark.parametrize("group", [32, 1])
-    def test_that_does_not_divide_both_or_is_one_weight_is_refused(self, saved, written, group):
+    def test_that_does_not_divide_both_or_is_one_weight_is_refused(self, bin_file, written, group):
         with pytest.raises(UserError, match=rf"groups of {group}: .* both 32 .* and 48 .* take groups of 16"):
-            written(self.checkpoint(32, 48, saved), 2, codec=parse_codec("int8", group))
+            written(self.checkpoint(32, 48, bin_file), 2, codec=parse_codec("int8", group))
 
-    def test_of_the_source_is_kept_and_nothing_is_rounded_again(self, saved, written):
-        path = saved(file_of(llama(tie_word_embeddings=False), 2, group=8))
+    def test_of_the_source_is_kept_and_nothing_is_rounded_again(self, bin_file, written):
+        path = bin_file(file_of(llama(tie_word_embeddings=False), 2, group=8))
         assert written(read_llama2c(path), 2).read_bytes() == path.read_bytes()
 
 
@@ -256,8 +247,8 @@ def test_a_piece_at_a_time_gives_the_same_file(written, monkeypatch):
     assert written(checkpoint_of(), 2).read_bytes() == whole
 
 
-def test_weights_are_views_of_the_file(saved):
-    tensors = read_llama2c(saved(file_of(llama(), 1))).tensors
+def test_weights_are_views_of_the_file(bin_file):
+    tensors = read_llama2c(bin_file(file_of(llama(), 1))).tensors
     assert not any(part.flags.owndata or part.flags.writeable for tensor in tensors.values() for part in tensor.parts)
 
 

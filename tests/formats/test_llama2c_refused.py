@@ -11,18 +11,6 @@ from shearling.errors import UserError
 from shearling.formats.llama2c import read_llama2c, write_llama2c
 from shearling.quantization import parse_codec
 
-
-@pytest.fixture
-def saved(tmp_path):
-    """A file with these bytes: `saved(content)`."""
-
-    def save(content: bytes) -> Path:
-        (tmp_path / "model.bin").write_bytes(content)
-        return tmp_path / "model.bin"
-
-    return save
-
-
 FIELDS = {name: 4 * index for index, name in enumerate(
     ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len"))}  # fmt: skip
 INT_MIN, INT_MAX = -(2**31), 2**31 - 1
@@ -41,22 +29,22 @@ class TestAFileIsRefused:
 
     @pytest.mark.parametrize("version", [0, 1, 2])
     @pytest.mark.parametrize("length", [0, 1, 20])
-    def test_that_ends_within_its_header(self, version, length, saved):
-        self.refused(saved(file_of(llama(), version)[:length]), "ends within its header")
+    def test_that_ends_within_its_header(self, version, length, bin_file):
+        self.refused(bin_file(file_of(llama(), version)[:length]), "ends within its header")
 
     @pytest.mark.parametrize("version", [0, 1, 2])
     @pytest.mark.parametrize(("change", "message"), [(-3, "it ends 3 bytes early"), (5, "it is 5 bytes too long")])
-    def test_of_another_length_than_its_header_says(self, version, change, message, saved):
+    def test_of_another_length_than_its_header_says(self, version, change, message, bin_file):
         content = file_of(llama(), version)
-        self.refused(saved(content[:change] if change < 0 else content + bytes(change)), message)
+        self.refused(bin_file(content[:change] if change < 0 else content + bytes(change)), message)
 
     @pytest.mark.parametrize("field", FIELDS)
     @pytest.mark.parametrize("value", [0, -1, INT_MIN, INT_MAX])
-    def test_with_an_integer_that_cannot_be(self, field, value, saved):
-        self.refused(saved(with_integer(file_of(llama(), 1), value, 8 + FIELDS[field])), field)
+    def test_with_an_integer_that_cannot_be(self, field, value, bin_file):
+        self.refused(bin_file(with_integer(file_of(llama(), 1), value, 8 + FIELDS[field])), field)
         # -1 is one token and a classifier of its own: only the length tells that this is not so
         message = "bytes too long" if (field, value) == ("vocab_size", -1) else field
-        self.refused(saved(with_integer(file_of(llama(), 0), value, FIELDS[field])), message)
+        self.refused(bin_file(with_integer(file_of(llama(), 0), value, FIELDS[field])), message)
 
     @pytest.mark.parametrize(
         ("field", "value", "message"),
@@ -68,28 +56,30 @@ class TestAFileIsRefused:
             ("n_layers", 1024, "early"),
         ],
     )
-    def test_whose_sizes_do_not_go_together(self, field, value, message, saved):
-        self.refused(saved(with_integer(file_of(llama(), 1), value, 8 + FIELDS[field])), message)
+    def test_whose_sizes_do_not_go_together(self, field, value, message, bin_file):
+        self.refused(bin_file(with_integer(file_of(llama(), 1), value, 8 + FIELDS[field])), message)
 
     @pytest.mark.parametrize("version", [0, 3, -1, INT_MAX])
-    def test_of_an_unknown_version(self, version, saved):
-        self.refused(saved(with_integer(file_of(llama(), 1), version, 4)), f"version {version} of llama2.c")
+    def test_of_an_unknown_version(self, version, bin_file):
+        self.refused(bin_file(with_integer(file_of(llama(), 1), version, 4)), f"version {version} of llama2.c")
 
-    def test_with_a_flag_that_is_none(self, saved):
+    def test_with_a_flag_that_is_none(self, bin_file):
         content = bytearray(file_of(llama(), 1))
         content[36] = 7
-        self.refused(saved(bytes(content)), "shared classifier: 7")
+        self.refused(bin_file(bytes(content)), "shared classifier: 7")
 
     @pytest.mark.parametrize("group", [0, -4, 64, 5, INT_MIN, INT_MAX])
-    def test_with_groups_that_do_not_divide_the_width(self, group, saved):
-        self.refused(saved(with_integer(file_of(llama(), 2), group, 37)), f"group_size: {group} does not divide dim 32")
+    def test_with_groups_that_do_not_divide_the_width(self, group, bin_file):
+        self.refused(
+            bin_file(with_integer(file_of(llama(), 2), group, 37)), f"group_size: {group} does not divide dim 32"
+        )
 
     @pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf])
-    def test_with_a_scale_that_is_not_finite(self, scale, saved):
+    def test_with_a_scale_that_is_not_finite(self, scale, bin_file):
         content = bytearray(file_of(llama(tie_word_embeddings=True), 2))
         content[-4:] = struct.pack("<f", scale)
         self.refused(
-            saved(bytes(content)), r"layers\.1\.feedforward\.branch\.up_proj\.weight: a scale .* NaN or infinite"
+            bin_file(bytes(content)), r"layers\.1\.feedforward\.branch\.up_proj\.weight: a scale .* NaN or infinite"
         )
 
 

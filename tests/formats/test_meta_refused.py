@@ -2,21 +2,14 @@
 
 import pickle
 import zipfile
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from meta_folders import llama, save, split, state_of
+from meta_folders import llama, split, state_of
 
 from shearling.errors import UserError
 from shearling.formats.meta import read_meta
-
-
-@pytest.fixture
-def saved(tmp_path):
-    """A folder of these shards: `saved([state], norm_eps=1e-6)`; a parameter that is `...` goes."""
-    return partial(save, tmp_path / "llama")
 
 
 def refused(folder: Path, message: str) -> None:
@@ -51,48 +44,48 @@ class TestAFolderIsRefused:
             ({"vision_chunk_size": 560}, "vision_chunk_size: a plain LLaMA has no such option"),
         ],
     )
-    def test_whose_params_cannot_be(self, params, message, saved):
-        refused(saved([state_of(llama())], **params), message)
+    def test_whose_params_cannot_be(self, params, message, meta_folder):
+        refused(meta_folder([state_of(llama())], **params), message)
 
     @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"null", b"[" * 100_000, b"\xff"])
-    def test_whose_params_are_no_json_object(self, content, saved):
-        folder = saved([state_of(llama())])
+    def test_whose_params_are_no_json_object(self, content, meta_folder):
+        folder = meta_folder([state_of(llama())])
         (folder / "params.json").write_bytes(content)
         refused(folder, "params.json")
 
-    def test_without_its_params(self, saved):
-        folder = saved([state_of(llama())])
+    def test_without_its_params(self, meta_folder):
+        folder = meta_folder([state_of(llama())])
         (folder / "params.json").unlink()
         refused(folder, "params.json: not there")
 
     @pytest.mark.parametrize("missing", [0, 1])
-    def test_without_one_of_its_files(self, missing, saved):
-        folder = saved(split(state_of(llama()), 3 if missing else 1, True))
+    def test_without_one_of_its_files(self, missing, meta_folder):
+        folder = meta_folder(split(state_of(llama()), 3 if missing else 1, True))
         (folder / f"consolidated.{missing:02d}.pth").unlink()
         refused(folder, f"consolidated.{missing:02d}.pth is missing")
 
-    def test_with_a_tensor_of_another_shape(self, saved):
+    def test_with_a_tensor_of_another_shape(self, meta_folder):
         state = state_of(llama())
         state["layers.1.attention.wk.weight"] = torch.ones(32, 16)
-        refused(saved([state]), r"layers\.1\.attention\.wk\.weight: of shape \[32, 16\].* \[16, 32\] in all")
+        refused(meta_folder([state]), r"layers\.1\.attention\.wk\.weight: of shape \[32, 16\].* \[16, 32\] in all")
 
-    def test_with_a_scalar_for_a_matrix(self, saved):
+    def test_with_a_scalar_for_a_matrix(self, meta_folder):
         state = state_of(llama()) | {"layers.0.feed_forward.w1.weight": torch.tensor(1.0)}
-        refused(saved([state]), r"layers\.0\.feed_forward\.w1\.weight: not in every")
+        refused(meta_folder([state]), r"layers\.0\.feed_forward\.w1\.weight: not in every")
 
-    def test_with_a_tensor_in_only_one_of_its_files(self, saved):
+    def test_with_a_tensor_in_only_one_of_its_files(self, meta_folder):
         shards = split(state_of(llama()), 2, True)
         del shards[1]["layers.0.attention.wo.weight"]
-        refused(saved(shards), r"layers\.0\.attention\.wo\.weight: not in every")
+        refused(meta_folder(shards), r"layers\.0\.attention\.wo\.weight: not in every")
 
-    def test_with_a_tensor_that_has_no_place(self, saved):
+    def test_with_a_tensor_that_has_no_place(self, meta_folder):
         state = state_of(llama()) | {"layers.0.attention.wq.bias": torch.ones(32)}
-        refused(saved([state]), r"layers\.0\.attention\.wq\.bias: no place")
+        refused(meta_folder([state]), r"layers\.0\.attention\.wq\.bias: no place")
 
-    def test_of_files_of_two_kinds_of_floats(self, saved):
+    def test_of_files_of_two_kinds_of_floats(self, meta_folder):
         shards = split(state_of(llama()), 2, True)
         shards[1]["output.weight"] = shards[1]["output.weight"].half()
-        refused(saved(shards), "output.weight: of shape")
+        refused(meta_folder(shards), "output.weight: of shape")
 
 
 class Explosive:
@@ -119,8 +112,8 @@ def rewritten(path: Path, edit, compression=zipfile.ZIP_STORED) -> None:
 
 class TestATrickIsRefused:
     @pytest.fixture
-    def folder(self, saved):
-        return saved([state_of(llama())])
+    def folder(self, meta_folder):
+        return meta_folder([state_of(llama())])
 
     def test_of_code_in_the_pickle(self, folder):
         torch.save({"tok_embeddings.weight": Explosive()}, folder / "consolidated.00.pth")

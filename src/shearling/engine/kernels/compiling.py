@@ -69,7 +69,7 @@ class _Kept(FunctionCache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(sig, target_context)
-        except Exception:
+        except Exception:  # pickles that were cut, or overwritten, raise whatever they lead to; the notice tells of it
             with suppress(OSError):
                 self.flush()
             return None
