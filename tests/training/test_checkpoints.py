@@ -116,7 +116,7 @@ class TestPruning:
     def test_keeps_the_newest_and_the_best(self, tmp_path, keep, best, kept):
         for step in (1, 3, 5, 9):
             save_checkpoint(tmp_path, step, checkpoint(step))
-        prune(tmp_path, 9, keep, best)
+        prune(tmp_path, 9, keep, [best])
         assert saved_steps(tmp_path) == kept
         for step in kept:
             assert load_checkpoint(step_folder(tmp_path, step)).state == {"value": step}
@@ -126,7 +126,7 @@ class TestPruning:
             save_checkpoint(tmp_path, step, checkpoint(step))
         (step_folder(tmp_path, 7) / "state.json").unlink()
         save_checkpoint(tmp_path, 3, checkpoint(3))
-        prune(tmp_path, 3, keep_last=1, best=None)
+        prune(tmp_path, 3, keep_last=1, kept=())
         assert saved_steps(tmp_path) == [3, 7]
         assert load_checkpoint(tmp_path / "latest").state == {"value": 3}
 
@@ -140,7 +140,7 @@ class TestPruning:
 
         monkeypatch.setattr(checkpoints.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
-            prune(tmp_path, 2, 1, None)
+            prune(tmp_path, 2, 1, ())
         assert saved_steps(tmp_path) == [2]
 
 

@@ -88,6 +88,9 @@ def train(
     context: typer.Context,
     config: Config,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last whole checkpoint")] = False,
+    extend: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="go on where that run's cool-down began, to a longer horizon")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train the model of an experiment.
@@ -99,7 +102,7 @@ def train(
     from shearling.experiments.curves import results_table
     from shearling.experiments.run import run_experiment
 
-    results, picture = run_experiment(config, context.args, resume, began)
+    results, picture = run_experiment(config, context.args, resume, began, extend)
     print(json.dumps(results, indent=2) if as_json else f"{results_table(results)}\nloss curve: {picture}")
 
 

@@ -18,7 +18,11 @@ from shearling.training.spec import ExperimentSpec
 
 
 def run_experiment(
-    config_path: Path, overrides: Sequence[str], resume: bool, began: float | None = None
+    config_path: Path,
+    overrides: Sequence[str],
+    resume: bool,
+    began: float | None = None,
+    extend: Path | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Train what a config describes, note its equations, draw its loss curve; the results and the picture's path.
 
@@ -26,12 +30,13 @@ def run_experiment(
 
     Args:
         began: when a budget of minutes began, by `time.perf_counter`; None: now.
+        extend: a run whose stable phase this one goes on with.
     """
     config = load_experiment(config_path, overrides)[0].value
     code = custom_code_hash(config.model)  # before training: the file may be edited while the run goes on
     ended_before = RunFolder(config.output_dir).results.exists()  # by whatever code that was
     try:
-        results = train(config, resume, began)
+        results = train(config, resume, began, extend)
     finally:
         if not ended_before:
             _note_equations(config, code)

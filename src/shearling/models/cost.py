@@ -14,7 +14,7 @@ from shearling.models.roles import is_projection
 from shearling.models.spec import ModelSpec
 from shearling.models.transformer import Transformer
 
-HEAD_LOGITS = 2**23
+HEAD_LOGITS = 2**24
 """Logits that the head's loss holds at once: with fewer its products slow down, with more nothing is gained."""
 
 HEAD_EXACT_LOGITS = 2**21

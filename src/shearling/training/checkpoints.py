@@ -8,7 +8,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,13 +122,13 @@ def saved_steps(root: Path) -> list[int]:
     return sorted(int(folder.name[5:]) for folder in root.glob("step_*") if folder.name[5:].isdecimal())
 
 
-def prune(root: Path, step: int, keep_last: int, best: int | None) -> None:
-    """Of the checkpoints up to `step`, remove all but the `keep_last` newest and the best.
+def prune(root: Path, step: int, keep_last: int, kept: Collection[int | None]) -> None:
+    """Of the checkpoints up to `step`, remove all but the `keep_last` newest and those of the steps `kept`.
 
     Later ones are damaged: the run went back past them, and will replace them when it comes to their steps again.
     """
     for old in [saved for saved in saved_steps(root) if saved <= step][:-keep_last]:
-        if old != best:
+        if old not in kept:
             folder = step_folder(root, old)
             doomed = folder.rename(root / f".draft_{folder.name}")  # never half a checkpoint under its own name
             shutil.rmtree(doomed)

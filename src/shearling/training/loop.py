@@ -25,6 +25,7 @@ from shearling.training.checkpoints import (
 from shearling.training.device import describe, keep_freed_memory, measure_peak, pick_compile, pick_device
 from shearling.training.diagnostics.recorder import Recorder
 from shearling.training.evaluate import evaluate
+from shearling.training.extend import take_over
 from shearling.training.identity import changed_hashes, identity_of
 from shearling.training.interrupts import Interrupts
 from shearling.training.job import Clock, Job
@@ -33,7 +34,7 @@ from shearling.training.profiling import profiled
 from shearling.training.resolve import check_vocabulary, resolve
 from shearling.training.results import results_of
 from shearling.training.run_folder import DIVERGED, FINISHED, RunFolder
-from shearling.training.schedules import learning_rate_factor
+from shearling.training.schedules import is_cooling, learning_rate_factor
 from shearling.training.spec import ExperimentSpec
 from shearling.training.state import Evaluation, Progress, TrainState, build_state, restore, to_checkpoint
 from shearling.training.step import train_step
@@ -43,12 +44,15 @@ from shearling.training.warmup import position, warm_up
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def train(config: ExperimentSpec, resume: bool = False, began: float | None = None) -> dict[str, Any]:
+def train(
+    config: ExperimentSpec, resume: bool = False, began: float | None = None, extend: Path | None = None
+) -> dict[str, Any]:
     """Run an experiment to its horizon and give back what `results.json` holds.
 
     Args:
         resume: go on from the last checkpoint in `config.output_dir`, if a run was begun there.
         began: when a budget of minutes began, by `time.perf_counter`; None: now.
+        extend: a run whose stable phase this one goes on with; see `shearling.training.extend`.
 
     Raises:
         UserError: the folder holds another run, the data are not the run's, the disk is full, or the loss stays
@@ -58,7 +62,7 @@ def train(config: ExperimentSpec, resume: bool = False, began: float | None = No
     run = RunFolder(config.output_dir)
     with locked(run.path):
         try:
-            return _train(config, run, resume, time.perf_counter() if began is None else began)
+            return _train(config, run, resume, time.perf_counter() if began is None else began, extend)
         except OSError as error:
             steps = saved_steps(run.checkpoints)
             whole = f"the last whole checkpoint is of step {steps[-1]:,}" if steps else "no checkpoint was saved yet"
@@ -66,7 +70,7 @@ def train(config: ExperimentSpec, resume: bool = False, began: float | None = No
             raise UserError(f"{run.path}: {error}: {whole}; {mend} and go on with --resume") from error
 
 
-def _train(config: ExperimentSpec, run: RunFolder, resume: bool, began: float) -> dict[str, Any]:
+def _train(config: ExperimentSpec, run: RunFolder, resume: bool, began: float, extend: Path | None) -> dict[str, Any]:
     if run.path.resolve() == config.data.path.resolve():
         raise UserError(f"output_dir {run.path} is the folder of the data: choose another output_dir")
     begun = run.begun and bool(saved_steps(run.checkpoints))  # what stopped before its first checkpoint begins again
@@ -90,18 +94,24 @@ def _train(config: ExperimentSpec, run: RunFolder, resume: bool, began: float) -
         open_dataset(config.data.path, "validation", verify=True), config.data.validation_tokens
     )
     state = build_state(config, device, compile_blocks)
+    taken_over = None
     if begun:
         _check_identity(run, config, identity)
         _refuse_diverged(run)
     else:
-        run.create(dump(config), run_folder.provenance(describe(device), identity), load_tokenizer_of(config.data.path))
+        if extend is not None:
+            taken_over = take_over(extend, run, config, identity, resolved.total_steps)
+        origin = run_folder.provenance(describe(device), identity, extend)
+        run.create(dump(config), origin, load_tokenizer_of(config.data.path))
     with Interrupts() as interrupts:
         checkpoint = load_latest(run.checkpoints, warn=lambda text: print(f"warning: {text}", file=sys.stderr))
         if checkpoint is not None:
             restore(state, checkpoint)
             point(run.checkpoints, "latest", state.progress.step)  # a kill may have come before the links
             _point_best(run.checkpoints, state.progress)
-        run.cut_metrics(position(config, state.progress) if checkpoint else -math.inf)
+        elif taken_over is not None:
+            restore(state, taken_over)
+        run.cut_metrics(position(config, state.progress) if checkpoint or taken_over else -math.inf)
         trackers = build_trackers(config.training.trackers, run.path, config.name, config.model_dump(mode="json"))
         with Monitor(run, trackers, config.training.log_every) as monitor:
             peak = measure_peak(device, state.model.dtype)
@@ -271,10 +281,20 @@ def _evaluate_and_save(job: Job, state: TrainState, clock: Clock, finished: bool
         improved = _evaluate(job, state)
         progress.closing_seconds = max(progress.closing_seconds, time.perf_counter() - began)
     progress.seconds = clock.seconds
-    if improved or (changed and (finished or _due(progress.step, training.save_every))):
+    cools = progress.cooling_since is None and _begins_to_cool(job, progress, clock.done(progress.step))
+    if cools:
+        progress.cooling_since = progress.step
+    if improved or (changed and (finished or cools or _due(progress.step, training.save_every))):
         _save(job, state)
         if improved:
             progress.closing_seconds = max(progress.closing_seconds, time.perf_counter() - began)
+
+
+def _begins_to_cool(job: Job, progress: Progress, done: float) -> bool:
+    schedule = job.config.training.schedule
+    return schedule.stable_share is not None and is_cooling(
+        schedule, progress.step, done, job.resolved.total_steps, job.config.warmup_taken
+    )
 
 
 def _evaluate(job: Job, state: TrainState) -> bool:
@@ -319,7 +339,8 @@ def _save(job: Job, state: TrainState) -> None:
     with state.optimizer.averaged():
         save_checkpoint(root, progress.step, to_checkpoint(state, {"identity": job.identity}))
     _point_best(root, progress)
-    prune(root, progress.step, job.config.training.keep_last, progress.best.step if progress.best else None)
+    kept = (progress.best.step if progress.best else None, progress.cooling_since)
+    prune(root, progress.step, job.config.training.keep_last, kept)
 
 
 def _point_best(root: Path, progress: Progress) -> None:

@@ -103,8 +103,8 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from error
 
 
-def provenance(device: str, hashes: dict[str, str]) -> dict[str, Any]:
-    """Where a run comes from: code, packages, machine, command line and data."""
+def provenance(device: str, hashes: dict[str, str], extended: Path | None = None) -> dict[str, Any]:
+    """Where a run comes from: code, packages, machine, command line, data, and the run that it extends."""
     return {
         "git_commit": _git_commit(),
         "python": platform.python_version(),
@@ -113,6 +113,7 @@ def provenance(device: str, hashes: dict[str, str]) -> dict[str, Any]:
         "device": device,
         "command_line": sys.argv,
         "hashes": hashes,
+        "extended": None if extended is None else str(extended),
     }
 
 

@@ -14,6 +14,11 @@ class ScheduleSpec(Spec):
 
     warmup_steps: int = Field(100, ge=0, description="optimizer steps from zero to the peak")
 
+    @property
+    def stable_share(self) -> float | None:
+        """Share of the horizon after which the rate depends on where the horizon is; None: it does from the start."""
+        return None
+
 
 class CosineSpec(ScheduleSpec):
     """Linear warm-up, then half a cosine from the peak to a floor (arXiv 1608.03983)."""
@@ -34,6 +39,11 @@ class ConstantSpec(ScheduleSpec):
 
     kind: Literal["constant"]
 
+    @property
+    def stable_share(self) -> float:
+        """The whole."""
+        return 1.0
+
 
 class WSDSpec(ScheduleSpec):
     """Warm-up, stable, decay: the peak, and a cool-down at the end (arXiv 2404.06395); if linear, a trapezoid."""
@@ -45,6 +55,11 @@ class WSDSpec(ScheduleSpec):
     )
     min_ratio: float = Field(0.0, ge=0, le=1, description="floor of the learning rate, as a share of its peak")
 
+    @property
+    def stable_share(self) -> float:
+        """All before the cool-down."""
+        return 1 - self.cooldown
+
 
 class InverseSqrtSpec(ScheduleSpec):
     """√(τ / (τ + n)) at step n after warm-up: it knows no horizon, but for its cool-down (arXiv 2106.04560)."""
@@ -52,6 +67,11 @@ class InverseSqrtSpec(ScheduleSpec):
     kind: Literal["inverse_sqrt"]
     timescale: int = Field(1000, gt=0, description="τ: the rate has fallen to a half after three times as many steps")
     cooldown: float = Field(0.0, ge=0, le=1, description="share of the horizon that cools down to zero in a line")
+
+    @property
+    def stable_share(self) -> float:
+        """All before the cool-down."""
+        return 1 - self.cooldown
 
 
 AnyScheduleSpec = Annotated[

@@ -38,10 +38,19 @@ def learning_rate_factor(
         taken: steps of the warm-up that something before training has taken; not more than it has.
     """
     warmup = min(1.0, (taken + step + 1) / (spec.warmup_steps + 1))
-    before = (spec.warmup_steps - taken) / total_steps if total_steps is not None else 0.0
-    done = (progress - before) / (1 - before)
     after = max(0, taken + step - spec.warmup_steps)
-    return warmup * SHAPES[type(spec)](spec, min(max(done, 0.0), 1.0), after)
+    return warmup * SHAPES[type(spec)](spec, _after_warmup(spec, progress, total_steps, taken), after)
+
+
+def is_cooling(spec: ScheduleSpec, step: int, progress: float, total_steps: int | None, taken: int = 0) -> bool:
+    """Whether the rate of the step after `step` has begun to depend on the horizon; arguments as above."""
+    return spec.stable_share is None or _after_warmup(spec, progress, total_steps, taken) > spec.stable_share
+
+
+def _after_warmup(spec: ScheduleSpec, progress: float, total_steps: int | None, taken: int) -> float:
+    """The share of what follows warm-up that is done, in [0, 1]."""
+    before = (spec.warmup_steps - taken) / total_steps if total_steps is not None else 0.0
+    return min(max((progress - before) / (1 - before), 0.0), 1.0)
 
 
 def _above(floor: float, height: float) -> float:

@@ -51,6 +51,7 @@ class Progress:
         seconds: wall-clock time spent so far, evaluation and checkpoints included.
         skipped: steps skipped because the loss or gradient was not finite; `skipped_in_a_row` of them just now.
         closing_seconds: the longest that evaluating and saving has taken: what a minutes budget keeps back for its end.
+        cooling_since: the step before the first of the schedule's cool-down: what an extension goes on from.
         first, last, best: evaluations.
         warmed: the random-data warm-up before step 0.
     """
@@ -61,6 +62,7 @@ class Progress:
     skipped: int = 0
     skipped_in_a_row: int = 0
     closing_seconds: float = 0.0
+    cooling_since: int | None = None
     first: Evaluation | None = None
     last: Evaluation | None = None
     best: Evaluation | None = None
@@ -110,7 +112,7 @@ def build_state(config: ExperimentSpec, device: torch.device, compile_blocks: bo
         # Blocks that differ in a constant are compiled apart; beyond the limit they would silently run eagerly.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(model.layers) + 8)
         for layer in model.layers:
-            layer.compile()
+            layer.compile(dynamic=False)
     return TrainState(model, build_optimizer(model, config.training.optimizer))
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from shearling.models.layers.attention import Attention, Context
+from shearling.models.layers.attention import Attention, Context, short_attention
 from shearling.models.layers.feedforward import build_feedforward
 from shearling.models.layers.position import build_position
 from shearling.models.spec import ModelSpec
@@ -192,3 +192,31 @@ def test_placements_ask_for_what_their_papers_put_inside():
         ("ngpt", "attention"): {"unit"},
         ("ngpt", "feedforward"): {"unit"},
     }
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", [7, 128, 300])
+def test_short_attention_and_its_gradients_are_those_of_the_formula(length, causal, masked):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, dy = (torch.randn(2, 3, length, 8, generator=generator) for _ in range(4))
+    positions = torch.arange(length)
+    seen = positions[:, None] >= positions if causal else torch.ones(length, length, dtype=torch.bool)
+    mask = seen & ((positions[:, None] - positions).abs() < 50) if masked else None
+
+    def formula(q, k, v):
+        scores = (q @ k.transpose(-1, -2) * 0.3).masked_fill(~(seen if mask is None else mask), -torch.inf)
+        return torch.softmax(scores, dim=-1) @ v
+
+    exact = [x.double().requires_grad_() for x in (q, k, v)]
+    ours = [x.clone().requires_grad_() for x in (q, k, v)]
+    y, expected = short_attention(*ours, 0.3, causal, mask), formula(*exact)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+    gradients = torch.autograd.grad(y, ours, dy)
+    for gradient, reference in zip(gradients, torch.autograd.grad(expected, exact, dy.double()), strict=True):
+        torch.testing.assert_close(gradient.double(), reference, rtol=1e-5, atol=1e-5)
+
+
+def test_short_attention_tells_the_compiler_the_truth():
+    q, k, v = (torch.randn(4, 200, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    torch.library.opcheck(torch.ops.shearling.short_attention, (q, k, v, 0.3, True, None))

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from shearling.models.layers.linear import Linear
 from shearling.models.layers.normalization import StoredGain, build_norm, unit
@@ -15,6 +14,9 @@ from shearling.models.spec import L2QKNormSpec, ModelSpec
 
 SHORT = 512
 """Tokens up to which scores in memory beat the fused kernel on a CPU, in training."""
+
+QUERIES = 128
+"""Causal queries that `short_attention` takes at once: fewer skip more of the scores, and make smaller products."""
 
 
 class KVCache:
@@ -66,20 +68,101 @@ def short_attention(
     causal: bool,
     mask_TT: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """softmax(Q Kᵀ · scale, masked) V with all scores in memory: on a CPU the faster way while T is short.
+    """softmax(Q Kᵀ · scale, masked) V with scores in memory: on a CPU the faster way while T is short.
 
     Its products are plain batched ones, forward and backward; the fused kernel's backward pass runs at a fraction of
-    their speed there. Called under `checkpoint`: scores are cheaper made again than kept for the backward pass.
-    Scores are rounded to the dtype of q; the softmax of each row is fp32 inside.
+    their speed there. Causal queries meet, block by block, the keys up to the block's last alone. Scores are made
+    again in the backward pass, which is cheaper than to keep them; they are rounded to the dtype of q, the softmax of
+    each row is fp32 inside.
     """
     B, H, T, K = q_BHTK.shape
-    q, k, v = (x.reshape(B * H, T, K) for x in (q_BHTK, k_BHTK, v_BHTK))
+    q, k, v = (x.reshape(B * H, T, K).contiguous() for x in (q_BHTK, k_BHTK, v_BHTK))
+    return _short_attention(q, k, v, scale, causal, mask_TT).view(B, H, T, K)
+
+
+@torch.library.custom_op("shearling::short_attention", mutates_args=())
+def _short_attention(
+    q_NTK: torch.Tensor, k_NTK: torch.Tensor, v_NTK: torch.Tensor, scale: float, causal: bool, mask: torch.Tensor | None
+) -> torch.Tensor:
+    # An operator of its own, as torch.compile would find the backward pass's scores in the forward pass and keep them.
+    blocks = [
+        torch.bmm(_weights(q_NTK, k_NTK, rows, seen, scale, causal, mask), v_NTK[:, :seen])
+        for rows, seen in _query_blocks(q_NTK.size(1), causal)
+    ]
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
+
+
+@torch.library.custom_op("shearling::short_attention_backward", mutates_args=())
+def _short_attention_backward(
+    dy_NTK: torch.Tensor,
+    q_NTK: torch.Tensor,
+    k_NTK: torch.Tensor,
+    v_NTK: torch.Tensor,
+    scale: float,
+    causal: bool,
+    mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    nothing = q_NTK.new_zeros(1)
+    dq_NTK, dk_NTK, dv_NTK = torch.empty_like(q_NTK), torch.zeros_like(k_NTK), torch.zeros_like(v_NTK)
+    for rows, seen in _query_blocks(q_NTK.size(1), causal):
+        q, k, v, dy = q_NTK[:, rows], k_NTK[:, :seen], v_NTK[:, :seen], dy_NTK[:, rows]
+        weights = _weights(q_NTK, k_NTK, rows, seen, scale, causal, mask)
+        dweights = torch.bmm(dy, v.transpose(1, 2))
+        dscores = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)
+        dq_NTK[:, rows] = torch.baddbmm(nothing, dscores, k, beta=0, alpha=scale)
+        dk_NTK[:, :seen] += torch.baddbmm(nothing, dscores.transpose(1, 2), q, beta=0, alpha=scale)
+        dv_NTK[:, :seen] += torch.bmm(weights.transpose(1, 2), dy)
+    return dq_NTK, dk_NTK, dv_NTK
+
+
+@_short_attention.register_fake
+def _(q_NTK: torch.Tensor, *others: Any) -> torch.Tensor:
+    return torch.empty_like(q_NTK)
+
+
+@_short_attention_backward.register_fake
+def _(
+    dy_NTK: torch.Tensor, q_NTK: torch.Tensor, k_NTK: torch.Tensor, v_NTK: torch.Tensor, *others: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return torch.empty_like(q_NTK), torch.empty_like(k_NTK), torch.empty_like(v_NTK)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    *tensors, ctx.scale, ctx.causal, mask = inputs
+    ctx.save_for_backward(*tensors, mask)
+
+
+def _gradients(ctx: Any, dy_NTK: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    q_NTK, k_NTK, v_NTK, mask = ctx.saved_tensors
+    return *_short_attention_backward(dy_NTK, q_NTK, k_NTK, v_NTK, ctx.scale, ctx.causal, mask), None, None, None
+
+
+_short_attention.register_autograd(_gradients, setup_context=_keep)
+
+
+def _query_blocks(T: int, causal: bool) -> list[tuple[slice, int]]:
+    """Rows of queries that are taken at once, and how many keys they may see."""
+    if not causal:
+        return [(slice(0, T), T)]
+    return [(slice(first, min(first + QUERIES, T)), min(first + QUERIES, T)) for first in range(0, T, QUERIES)]
+
+
+def _weights(
+    q_NTK: torch.Tensor,
+    k_NTK: torch.Tensor,
+    rows: slice,
+    seen: int,
+    scale: float,
+    causal: bool,
+    mask_TT: torch.Tensor | None,
+) -> torch.Tensor:
+    """Softmax of the scores of some rows of queries with the first `seen` keys, (N, rows, seen)."""
+    q, k = q_NTK[:, rows], k_NTK[:, :seen]
     if mask_TT is not None:
-        added_1TT = q.new_zeros(1, T, T).masked_fill(~mask_TT, -torch.inf)
+        added = q.new_zeros(1, q.size(1), seen).masked_fill(~mask_TT[rows, :seen], -torch.inf)
     else:
-        added_1TT = q.new_full((1, T, T), -torch.inf).triu(1) if causal else q.new_zeros(1)
-    scores = torch.baddbmm(added_1TT, q, k.transpose(1, 2), alpha=scale)
-    return torch.bmm(torch.softmax(scores, dim=-1), v).view(B, H, T, K)
+        added = q.new_full((1, q.size(1), seen), -torch.inf).triu(rows.start + 1) if causal else q.new_zeros(1)
+    return torch.softmax(torch.baddbmm(added, q, k.transpose(1, 2), alpha=scale), dim=-1)
 
 
 def attend(
@@ -103,9 +186,7 @@ def attend(
     if groups > 1:  # the CPU's fused kernel takes no grouped keys; repeating them costs less than its fallback
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     if context.short and not dropout:
-        y_BHTK = checkpoint(
-            short_attention, q, k, v, scale, context.causal, context.mask, use_reentrant=False, preserve_rng_state=False
-        )
+        y_BHTK = short_attention(q, k, v, scale, context.causal, context.mask)
     else:
         mask = context.mask if context.mask is None or context.mask.dtype == torch.bool else context.mask.to(q.dtype)
         y_BHTK = F.scaled_dot_product_attention(
