@@ -33,15 +33,24 @@ def test_asking_for_a_gpu_that_is_not_there_names_the_key_and_the_mend(monkeypat
 
 
 @pytest.mark.parametrize(
-    ("option", "device", "compiles"),
-    [(False, GPU, False), ("auto", CPU, False), ("auto", GPU, True), (True, CPU, True), (True, GPU, True)],
+    ("option", "device", "long", "compiles"),
+    [
+        (False, GPU, True, False),
+        ("auto", CPU, False, False),
+        ("auto", CPU, True, True),
+        ("auto", GPU, False, True),
+        (True, CPU, False, True),
+        (True, GPU, False, True),
+    ],
 )
-def test_with_a_compiler_blocks_are_compiled_on_demand_or_on_a_gpu(tmp_path, monkeypatch, option, device, compiles):
+def test_with_a_compiler_blocks_are_compiled_on_demand_or_where_it_pays(
+    tmp_path, monkeypatch, option, device, long, compiles
+):
     compiler = tmp_path / "g++"
     compiler.touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    assert pick_compile(option, device)[0] is compiles
+    assert pick_compile(option, device, long)[0] is compiles
 
 
 def test_the_compiler_is_the_one_that_cxx_names(tmp_path, monkeypatch):

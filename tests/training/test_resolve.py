@@ -36,6 +36,14 @@ def test_minutes_leave_the_number_of_steps_open():
     assert (resolved.total_steps, resolved.total_tokens, resolved.total_flops) == (None, None, None)
 
 
+@pytest.mark.parametrize(
+    ("horizon", "long"),
+    [({"minutes": 1}, False), ({"minutes": 2}, True), ({"flops": 1e13}, False), ({"flops": 1e14}, True)],
+)
+def test_a_run_is_long_by_its_budget_alone(horizon, long):
+    assert resolve(experiment(**horizon)).long is long
+
+
 def test_the_three_counted_horizons_agree():
     by_steps = resolve(experiment(steps=300))
     assert resolve(experiment(tokens=by_steps.total_tokens)) == by_steps

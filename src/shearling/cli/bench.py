@@ -1,6 +1,7 @@
 """Commands that measure speed and memory."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -62,3 +63,28 @@ def bench_decode(
         rounds=rounds, tokens=tokens, prompt=prompt, batch=batch, say=say,
     )  # fmt: skip
     print(json.dumps(results, indent=2) if as_json else decode_table(results))
+
+
+@bench.command("recipe")
+def bench_recipe(
+    configs: Annotated[list[str], typer.Argument(metavar="CONFIG", help="experiments to race")],
+    data: Annotated[Path, typer.Option(help="prepared data that all train on")],
+    out: Annotated[Path, typer.Option(help="folder for the runs, race.json and race.png")],
+    baseline: Annotated[str, typer.Option(help="transformers, or a config of yours")] = "transformers",
+    model: Annotated[str, typer.Option(help="the shape of transformers' model")] = "7M",
+    minutes: Annotated[float, typer.Option(min=0.05, help="the baseline's time")] = 10.0,
+    share: Annotated[float, typer.Option(min=0.01, max=10, help="of that time, the recipes'")] = 1 / 3,
+    seeds: Annotated[int, typer.Option(min=1, help="runs of each")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Race recipes against the clock: bits per byte that each reaches in a share of the baseline's time.
+
+    The baseline is transformers' LLaMA with llm-baselines' AdamW recipe at its best speed, or a config of yours.
+    """
+    from shearling.bench.recipe import bench_recipe as race
+    from shearling.bench.recipe import race_table
+
+    results = race(
+        configs, data=data, out=out, baseline=baseline, model=model, minutes=minutes, share=share, seeds=seeds, say=say
+    )
+    print(json.dumps(results, indent=2) if as_json else f"{race_table(results)}\npicture: {out / 'race.png'}")

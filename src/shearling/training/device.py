@@ -31,10 +31,11 @@ def cxx_compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 
 
-def pick_compile(option: bool | str, device: torch.device) -> tuple[bool, str]:
+def pick_compile(option: bool | str, device: torch.device, long: bool = False) -> tuple[bool, str]:
     """Whether to compile the blocks, and why, in words for the log.
 
-    `auto` compiles on a GPU alone: there compilation pays within minutes, on the CPU it seldom does.
+    `auto` compiles on a GPU, and on a CPU where the run is `long` enough to win back the ten seconds or so that it
+    takes.
 
     Raises:
         UserError: compilation is demanded and no C++ compiler is there.
@@ -47,7 +48,9 @@ def pick_compile(option: bool | str, device: torch.device) -> tuple[bool, str]:
         return False, "off: no C++ compiler (g++ or clang++) found"
     if option is True:
         return True, "on"
-    return device.type == "cuda", "on" if device.type == "cuda" else "off: on a CPU it must be asked for"
+    if device.type == "cuda" or long:
+        return True, "on"
+    return False, "off: the run is too short to win back its time"
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.4) -> float:

@@ -78,11 +78,11 @@ def _train(config: ExperimentSpec, run: RunFolder, resume: bool, began: float, e
         raise UserError(f"{run.path}: holds a run already: go on with it by --resume, or choose another output_dir")
     keep_freed_memory()
     device = pick_device(config.training.device)
-    compile_blocks, why = pick_compile(config.training.compile, device)
     manifest = load_manifest(config.data.path)
     check_vocabulary(config, manifest.tokenizer.vocab_size)
     identity = identity_of(config, manifest)
     resolved = resolve(config)
+    compile_blocks, why = pick_compile(config.training.compile, device, resolved.long)
     stream = BatchStream(
         open_dataset(config.data.path, "train", verify=True),
         config.data.seq_len,

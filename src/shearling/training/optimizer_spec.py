@@ -93,7 +93,7 @@ class AdafactorSpec(OptimizerSpec):
 
 
 class MuonSpec(OptimizerSpec):
-    """Muon (Jordan et al. 2024), PyTorch's, for the blocks' matrices: the nearest orthogonal matrix to the momentum, by
+    """Muon (Jordan et al. 2024) for the blocks' matrices: the nearest orthogonal matrix to the momentum, by
     Newton and Schulz. All else has AdamW."""
 
     moments: ClassVar[int] = 2

@@ -24,6 +24,9 @@ BYTES = {"bf16": 2, "fp32": 4}
 
 MOST_STEPS = 10**12
 
+LONG_MINUTES, LONG_FLOPS = 2.0, 5e13
+"""From where on compiling the blocks pays on a CPU: 5e13 FLOPs are two minutes at 400 GFLOP/s."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -59,6 +62,8 @@ class Resolved:
     """Optimizer steps of the run; None where minutes end it."""
     total_tokens: int | None
     total_flops: int | None
+    long: bool
+    """Whether compiling the blocks pays on a CPU; by the budget alone, so that a resumed run decides alike."""
     random_warmup_tokens: int
     """Tokens, or vectors in their place, of the phase on random data; the horizon does not count them."""
     random_warmup_flops: int
@@ -104,6 +109,7 @@ def resolve(spec: ExperimentSpec) -> Resolved:
         total_steps=steps,
         total_tokens=tokens,
         total_flops=None if tokens is None else tokens * flops_per_token,
+        long=(training.minutes or 0) >= LONG_MINUTES or (tokens or 0) * flops_per_token >= LONG_FLOPS,
         random_warmup_tokens=warmup_tokens,
         random_warmup_flops=warmup_tokens * flops_per_token,
         memory=_memory(spec, counts, micro_batch),

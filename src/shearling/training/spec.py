@@ -49,7 +49,7 @@ class TrainingSpec(Spec):
     optimizer: AnyOptimizerSpec = Field(default_factory=AdamWSpec)
     schedule: AnyScheduleSpec = Field(default_factory=CosineSpec)
     compile: bool | Literal["auto"] = Field(
-        "auto", description="torch.compile of each block; auto: on a GPU with a C++ compiler"
+        "auto", description="torch.compile of each block; auto: with a C++ compiler, on a GPU and in long runs"
     )
     checkpoint_activations: bool = Field(False, description="recompute each block's activations in the backward pass")
     evaluate_every: int | None = Field(200, gt=0, description="steps between evaluations; null: at both ends only")

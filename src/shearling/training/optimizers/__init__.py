@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from shearling.training.optimizer_spec import AdafactorSpec, AdamSpec, AdamWSpec, MuonSpec, OptimizerSpec, SGDSpec
+from shearling.training.optimizer_spec import AdafactorSpec, AdamSpec, AdamWSpec, OptimizerSpec, SGDSpec
 from shearling.training.optimizers.groups import parameter_groups
 from shearling.training.optimizers.kept import KEPT
+from shearling.training.optimizers.muon import muon
 from shearling.training.optimizers.sophia import sophia
 from shearling.training.optimizers.updates import Updates
 
@@ -39,21 +40,6 @@ def adafactor(model: nn.Module, spec: AdafactorSpec) -> Updates:
     groups = parameter_groups(model, spec)
     part = torch.optim.Adafactor(groups, lr=spec.learning_rate, beta2_decay=spec.beta2_decay, d=spec.update_clip)
     return Updates(model, spec, [part])
-
-
-def muon(model: nn.Module, spec: MuonSpec) -> Updates:
-    """PyTorch's Muon for the blocks' matrices, its AdamW for all else."""
-    orthogonal = torch.optim.Muon(
-        parameter_groups(model, spec, ["matrix"]), lr=spec.learning_rate, momentum=spec.momentum,
-        nesterov=spec.nesterov, ns_steps=spec.ns_steps, adjust_lr_fn=spec.adjust,
-    )  # fmt: skip
-    others = parameter_groups(model, spec, ["embedding", "head", "vector"])
-    for group in others:
-        group["peak"] = spec.rate_of_others
-    rest = torch.optim.AdamW(
-        others, lr=spec.rate_of_others, betas=spec.betas_of_others, eps=spec.eps_of_others, fused=True
-    )
-    return Updates(model, spec, [orthogonal, rest])
 
 
 __all__ = ["OPTIMIZERS", "Updates", "build_optimizer", "parameter_groups"]
