@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -51,7 +52,8 @@ class Run:
             from transformers import LlamaConfig, LlamaForCausalLM
         except ImportError:
             raise UserError("bench: transformers is not installed: pip install 'shearling[bench]'") from None
-        self.seq_len, self.validation_tokens, self.data = order["seq_len"], order["validation_tokens"], order["data"]
+        self.data = Path(order["data"])
+        self.seq_len, self.validation_tokens = order["seq_len"], order["validation_tokens"]
         self.stream = BatchStream(
             open_dataset(self.data, "train"), self.seq_len, order["batch"], derive_seed(order["seed"], "data")
         )

@@ -8,12 +8,12 @@ from typing import Any, TextIO, cast
 
 from typer.core import TyperGroup
 
-from shearling.cli import bench, experiments, files, writing
+from shearling.cli import bench, experiments, files, planning, writing
 from shearling.cli.application import app, say
 from shearling.cli.output import CheckedOutput, OutputLost, discard
 from shearling.errors import Interrupted, UserError
 
-__all__ = ["app", "bench", "experiments", "files", "main", "writing"]
+__all__ = ["app", "bench", "experiments", "files", "main", "planning", "writing"]
 
 INTERRUPTED = 128 + signal.SIGINT
 

@@ -25,7 +25,8 @@ def initialize(model: nn.Module, spec: ModelSpec, seed: int) -> None:
     | norm gains (biases)                         | 1 (0)                                            |
 
     With `init: plain` the third row is as the second; with `init: depth` every matrix of block l has init_std / √l
-    (arXiv 1908.11365). A placement that has its own distribution for its branch (DeepNorm, SubLN, LNS, nGPT) goes
+    (arXiv 1908.11365); with `init: zero` the third row is 0, so that every block begins as the identity
+    (modded-nanogpt). A placement that has its own distribution for its branch (DeepNorm, SubLN, LNS, nGPT) goes
     before all this; norms and placements give their vectors and scalars themselves.
 
     Each tensor has a generator of its own, seeded by (seed, its name): two models that differ in some part start
@@ -64,5 +65,6 @@ def _standard_deviation(name: str, shape: torch.Size, spec: ModelSpec, placement
         return own
     if spec.init == "depth":
         return spec.init_std / math.sqrt(int(owner.split(".")[1]) + 1)
-    outward = matrix in RESIDUAL_OUTPUTS and spec.init == "scaled"
-    return spec.init_std / math.sqrt(2 * spec.n_layers) if outward else spec.init_std
+    if matrix not in RESIDUAL_OUTPUTS or spec.init == "plain":
+        return spec.init_std
+    return 0.0 if spec.init == "zero" else spec.init_std / math.sqrt(2 * spec.n_layers)

@@ -167,10 +167,10 @@ class ModelSpec(Spec):
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on embeddings and on each sublayer's output")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on attention weights")
-    init: Literal["scaled", "plain", "depth"] = Field(
+    init: Literal["scaled", "plain", "depth", "zero"] = Field(
         "scaled",
         description="scaled: o and down projections / √(2L) (GPT-2); plain: none; depth: block l's matrices / √l "
-        "(DS-Init, arXiv 1908.11365). Some placements have their own",
+        "(DS-Init, arXiv 1908.11365); zero: o and down projections 0. Some placements have their own",
     )
     init_std: float = Field(0.02, gt=0, description="standard deviation of the initial matrices")
 

@@ -1,0 +1,1 @@
+"""Choosing a model, its batch and its rate for a budget."""
