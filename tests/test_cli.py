@@ -58,6 +58,7 @@ def test_every_command_is_in_the_help(capsys):
     listed = {line.split()[0] for line in out.partition("Commands:")[2].splitlines() if line.strip()}
     assert listed == {
         "show", "schema", "prepare", "train", "compare", "report", "convert", "download", "generate", "chat", "bench",
+            "plan",
     }  # fmt: skip
 
 

@@ -1,9 +1,11 @@
 """`bench train`: what it refuses, and that its figures follow from what it measured."""
 
 import json
+import math
 from statistics import median
 
 import pytest
+import torch
 
 from shearling.bench.contenders import CONTENDERS, llama_config
 from shearling.bench.report import training_table
@@ -91,7 +93,7 @@ class TestRefusals:
     @pytest.mark.parametrize("peer", ["nobody", "shearling"])
     def test_of_an_unknown_peer_names_those_known(self, tiny, capsys, peer):
         assert status("--model", tiny, "--against", f"transformers,{peer}") == 2
-        error = f"error: --against {peer}: no such peer; known are transformers\n"
+        error = f"error: --against {peer}: no such peer; known are litgpt, transformers\n"
         assert capsys.readouterr().err == error
 
     def test_of_an_unknown_model_names_those_known(self, capsys, root, monkeypatch):
@@ -130,12 +132,23 @@ class TestRefusals:
         with pytest.raises(UserError, match="Llama has no"):
             bench(SPEC.model_copy(update={"activation": "gelu"}))
 
-    def test_of_a_peer_that_is_not_installed_names_the_extra(self, monkeypatch):
+    @pytest.mark.parametrize(("peer", "extra"), [("transformers", "bench"), ("litgpt", "litgpt")])
+    def test_of_a_peer_that_is_not_installed_names_the_extra(self, monkeypatch, peer, extra):
         import sys
 
-        monkeypatch.setitem(sys.modules, "transformers", None)
-        with pytest.raises(UserError, match=r"pip install 'shearling\[bench\]'"):
-            CONTENDERS["transformers"](SPEC, False)
+        monkeypatch.setitem(sys.modules, peer, None)
+        with pytest.raises(UserError, match=rf"pip install 'shearling\[{extra}\]'"):
+            CONTENDERS[peer](SPEC, False)
+
+
+@pytest.mark.parametrize("peer", ["transformers", "litgpt"])
+def test_a_peer_learns_what_it_is_shown(peer):
+    pytest.importorskip(peer)
+    step = CONTENDERS[peer](SPEC, False)
+    tokens = torch.randint(SPEC.vocab_size, (2, 17), generator=torch.Generator().manual_seed(0))
+    losses = [step(tokens) for _ in range(30)]
+    assert losses[0] == pytest.approx(math.log(SPEC.vocab_size), abs=0.3)
+    assert losses[-1] < losses[0] - 0.5
 
 
 @pytest.mark.parametrize("name", ["15M", "llama-15m", "LLAMA-15M", "configs/models/llama-15m.yaml"])

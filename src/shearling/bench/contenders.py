@@ -53,17 +53,44 @@ def transformers(spec: ModelSpec, compile_model: bool) -> Step:
         raise UserError("bench: transformers is not installed: pip install 'shearling[bench]'") from None
 
     model = LlamaForCausalLM(llama_config(spec, LlamaConfig))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     forward = torch.compile(model) if compile_model else model
+    return _stepping(model, lambda tokens: forward(input_ids=tokens[:, :-1], labels=tokens[:, :-1]).loss)
+
+
+def litgpt(spec: ModelSpec, compile_model: bool) -> Step:
+    """litgpt's GPT in LLaMA's shape, with its own loss, under autocast."""
+    try:
+        from litgpt import GPT, Config
+        from litgpt.utils import chunked_cross_entropy
+    except ImportError:
+        raise UserError("bench: litgpt is not installed: pip install 'shearling[litgpt]'") from None
+
+    _refuse_beyond_llama(spec, "litgpt's LLaMA")
+    model = GPT(
+        Config(
+            name="bench", block_size=spec.max_seq_len, vocab_size=spec.vocab_size, padded_vocab_size=spec.vocab_size,
+            n_layer=spec.n_layers, n_head=spec.n_heads, n_embd=spec.d_model, n_query_groups=spec.kv_heads,
+            intermediate_size=spec.intermediate_size, rotary_percentage=1.0, parallel_residual=False, bias=False,
+            norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP",
+        )
+    )  # fmt: skip
+    if spec.tie_embeddings:
+        model.lm_head.weight = model.transformer.wte.weight
+    forward = torch.compile(model) if compile_model else model
+    return _stepping(model, lambda tokens: chunked_cross_entropy(forward(tokens[:, :-1]), tokens[:, 1:], chunk_size=0))
+
+
+def _stepping(model: torch.nn.Module, loss_of: Callable[[torch.Tensor], torch.Tensor]) -> Step:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
     def step(tokens: torch.Tensor) -> float:
         with torch.autocast("cpu", torch.bfloat16):
-            loss = forward(input_ids=tokens[:, :-1], labels=tokens[:, :-1]).loss
+            loss = loss_of(tokens)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(loss)
+        return loss.item()
 
     return step
 
@@ -74,12 +101,20 @@ def llama_config(spec: ModelSpec, kind: type) -> Any:
     Raises:
         UserError: Llama has no such model.
     """
-    others = {"sliding_window": spec.sliding_window is not None, "dropout": spec.dropout > 0}
-    beyond = [*spec.beyond_llama(), *(option for option, differs in others.items() if differs)]
-    if beyond:
-        raise UserError(f"bench: transformers' Llama has no such {' and '.join(beyond)}: choose another --model")
+    _refuse_beyond_llama(spec, "transformers' Llama")
     _, options = config_of(spec, "bench")
     return kind(**options, use_cache=False, attn_implementation="sdpa")
 
 
-CONTENDERS: dict[str, Callable[[ModelSpec, bool], Step]] = {"shearling": shearling, "transformers": transformers}
+def _refuse_beyond_llama(spec: ModelSpec, whose: str) -> None:
+    others = {"sliding_window": spec.sliding_window is not None, "dropout": spec.dropout > 0}
+    beyond = [*spec.beyond_llama(), *(option for option, differs in others.items() if differs)]
+    if beyond:
+        raise UserError(f"bench: {whose} has no such {' and '.join(beyond)}: choose another --model")
+
+
+CONTENDERS: dict[str, Callable[[ModelSpec, bool], Step]] = {
+    "shearling": shearling,
+    "transformers": transformers,
+    "litgpt": litgpt,
+}

@@ -54,6 +54,7 @@ def bench_recipe(
     for config in ours:
         load_experiment(config, _overrides(data, out, minutes, 0))
     rows: list[dict[str, Any]] = []
+    results: dict[str, Any] = {}
     for seed in range(seeds):
         if baseline == PEER:
             rows.append(_peer(model, configs[0], data, out, minutes, seed, say))
@@ -61,9 +62,9 @@ def bench_recipe(
             rows.append(_ours(baseline, "baseline", data, out, minutes, seed, say))
         for config, name in zip(configs, names, strict=True):
             rows.append(_ours(config, name, data, out, share * minutes, seed, say))
-    results = _report(rows, minutes, share)
-    write_json(out / "race.json", results)
-    draw_race(rows, results, out / "race.png")
+        results = _report(rows, minutes, share)  # after each seed, so that an interrupted race has what it came to
+        write_json(out / "race.json", results)
+        draw_race(rows, results, out / "race.png")
     return results
 
 

@@ -29,6 +29,7 @@ from shearling.training.extend import take_over
 from shearling.training.identity import changed_hashes, identity_of
 from shearling.training.interrupts import Interrupts
 from shearling.training.job import Clock, Job
+from shearling.training.micro_batch import choose_micro_batch
 from shearling.training.monitor import Monitor, StepFigures
 from shearling.training.profiling import profiled
 from shearling.training.resolve import check_vocabulary, resolve
@@ -112,6 +113,8 @@ def _train(config: ExperimentSpec, run: RunFolder, resume: bool, began: float, e
         elif taken_over is not None:
             restore(state, taken_over)
         run.cut_metrics(position(config, state.progress) if checkpoint or taken_over else -math.inf)
+        if config.training.micro_batch == "auto" and state.progress.micro_batch is None:
+            state.progress.micro_batch = choose_micro_batch(state, config)
         trackers = build_trackers(config.training.trackers, run.path, config.name, config.model_dump(mode="json"))
         with Monitor(run, trackers, config.training.log_every) as monitor:
             peak = measure_peak(device, state.model.dtype)
@@ -305,7 +308,7 @@ def _evaluate(job: Job, state: TrainState) -> bool:
             job.held_out,
             state.progress.step,
             seq_len=job.config.data.seq_len,
-            sequences=job.config.training.micro_batch,
+            sequences=state.micro_batch(job.config.training),
             mask_documents=job.config.data.mask_documents,
             objective=job.config.training.objective,
             check=job.interrupts.check,

@@ -24,6 +24,9 @@ BYTES = {"bf16": 2, "fp32": 4}
 
 MOST_STEPS = 10**12
 
+FIRST_MICRO_BATCH = 16
+"""Sequences that `micro_batch: auto` is taken for before it is measured."""
+
 LONG_MINUTES, LONG_FLOPS = 2.0, 5e13
 """From where on compiling the blocks pays on a CPU: 5e13 FLOPs are two minutes at 400 GFLOP/s."""
 
@@ -95,7 +98,7 @@ def resolve(spec: ExperimentSpec) -> Resolved:
     predicted = objective.share if isinstance(objective, MaskedTokenSpec) else 1.0
     flops_per_token = training_flops_per_token(spec.model, spec.data.seq_len, predicted)
     sequences = training.tokens_per_update // spec.data.seq_len
-    micro_batch = min(training.micro_batch, sequences)
+    micro_batch = min(FIRST_MICRO_BATCH if training.micro_batch == "auto" else training.micro_batch, sequences)
     steps = _total_steps(spec, flops_per_token)
     tokens = None if steps is None else steps * training.tokens_per_update
     warmup_tokens = spec.random_warmup.steps * training.tokens_per_update if spec.random_warmup else 0

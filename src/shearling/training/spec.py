@@ -42,7 +42,10 @@ class TrainingSpec(Spec):
     flops: float | None = Field(None, gt=0, description="horizon: training FLOPs")
     minutes: float | None = Field(None, gt=0, description="horizon: wall-clock minutes, evaluation included")
     tokens_per_update: int = Field(65_536, gt=0, description="tokens that one optimizer step averages over")
-    micro_batch: int = Field(16, gt=0, description="sequences per forward pass; the rest is accumulated")
+    micro_batch: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
+        16,
+        description="sequences per forward pass; the rest is accumulated; auto: what a short measurement finds fastest",
+    )
     precision: Literal["bf16", "fp32"] = Field("bf16", description="arithmetic of the branches; masters stay fp32")
     clip: float | None = Field(1.0, gt=0, description="largest global norm of the gradient; null: none")
     objective: ObjectiveSpec = Field(default_factory=NextTokenSpec, description="what is predicted")

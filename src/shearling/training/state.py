@@ -11,7 +11,8 @@ from shearling.models.transformer import Transformer
 from shearling.training.checkpoints import Checkpoint
 from shearling.training.device import DTYPES
 from shearling.training.optimizers import Updates, build_optimizer
-from shearling.training.spec import ExperimentSpec
+from shearling.training.resolve import FIRST_MICRO_BATCH
+from shearling.training.spec import ExperimentSpec, TrainingSpec
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Progress:
         tokens: tokens trained on.
         seconds: wall-clock time spent so far, evaluation and checkpoints included.
         skipped: steps skipped because the loss or gradient was not finite; `skipped_in_a_row` of them just now.
+        micro_batch: sequences per forward pass, where they are measured; whoever resumes the run takes them over.
         closing_seconds: the longest that evaluating and saving has taken: what a minutes budget keeps back for its end.
         cooling_since: the step before the first of the schedule's cool-down: what an extension goes on from.
         first, last, best: evaluations.
@@ -61,6 +63,7 @@ class Progress:
     seconds: float = 0.0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    micro_batch: int | None = None
     closing_seconds: float = 0.0
     cooling_since: int | None = None
     first: Evaluation | None = None
@@ -101,6 +104,12 @@ class TrainState:
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.embed.weight.device
+
+    def micro_batch(self, training: TrainingSpec) -> int:
+        """Sequences per forward pass."""
+        return (
+            training.micro_batch if training.micro_batch != "auto" else self.progress.micro_batch or FIRST_MICRO_BATCH
+        )
 
 
 def build_state(config: ExperimentSpec, device: torch.device, compile_blocks: bool) -> TrainState:

@@ -65,7 +65,7 @@ def update(
     """
     model, optimizer = state.model, state.optimizer
     model.train()
-    size, n_targets = config.training.micro_batch, examples.n_targets
+    size, n_targets = state.micro_batch(config.training), examples.n_targets
     if optimizer.curvature_due(step):
         _estimate_curvature(state, examples[:size])
     total = torch.zeros((), device=state.device)

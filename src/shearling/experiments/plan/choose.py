@@ -25,7 +25,7 @@ CHINCHILLA = 20
 BATCH_TOKENS, BATCH_RUN, BATCH_POWER = 4096, 4e6, 0.383
 """Tokens an update at so many tokens in all, and the power of the latter that they grow with (arXiv 2505.13738)."""
 
-MATRIX_RATE, OTHER_RATE, RATE_WIDTH = 0.01, 3e-3, 192
+MATRIX_RATE, OTHER_RATE, RATE_WIDTH = 0.01, 6e-3, 192
 """Muon's and AdamW's peak rates at that batch, and the width that the second was found at."""
 
 WARMUP_STEPS = 20
@@ -185,7 +185,7 @@ def reasons(
         ("rate of matrices", f"{training['optimizer']['learning_rate']:g}", "Muon, 0.01 × √(update / 4,096)"),
         (
             "rate of the rest", f"{training['optimizer']['rate_of_others']:g}",
-            "AdamW, 0.003 × √(update / 4,096) × √(192 / width)",
+            "AdamW, 0.006 × √(update / 4,096) × √(192 / width)",
         ),
         ("cool-down", "60 % of the run", "a line to zero; by the clock under a budget of minutes"),
         ("expected loss", f"{choice.loss:.3f} bits per byte", loss_rule),

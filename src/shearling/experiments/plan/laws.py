@@ -103,7 +103,7 @@ def fit(points: Sequence[Point], law: Law) -> Law:
         floor, a, b, alpha, beta = np.exp(x[0]), np.exp(x[1]), np.exp(x[2]), x[3], x[4]
         return np.log(floor + a / n**alpha + b / tokens**beta) - np.log(bits)
 
-    low, high = [-4, -5, -5, 0.05, 0.05], [np.log(bits.min()), 20, 20, 1.0, 1.0]
+    low, high = [-4, -5, -5, 0.1, 0.1], [np.log(bits.min()), 20, 20, 0.6, 0.6]
     starts = [
         [np.log(floor), np.log(bits.mean()) + alpha * np.log(n.mean()) - 1,
          np.log(bits.mean()) + beta * np.log(tokens.mean()) - 1, alpha, beta]
