@@ -147,7 +147,7 @@ def test_a_peer_learns_what_it_is_shown(peer):
     step = CONTENDERS[peer](SPEC, False)
     tokens = torch.randint(SPEC.vocab_size, (2, 17), generator=torch.Generator().manual_seed(0))
     losses = [step(tokens) for _ in range(30)]
-    assert losses[0] == pytest.approx(math.log(SPEC.vocab_size), abs=0.3)
+    assert losses[0] > math.log(SPEC.vocab_size) - 0.3  # litgpt's own initial weights give more
     assert losses[-1] < losses[0] - 0.5
 
 
