@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "shearling"
 FLOORS = [
     {"errors", "machine", "progress", "seeding"},
     {"files"},
-    {"config"},
+    {"config", "pictures"},
     {"models", "data", "quantization"},
     {"training", "formats"},
     {"shearing", "engine"},

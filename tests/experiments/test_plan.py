@@ -62,7 +62,7 @@ class TestLaws:
 
 
 class TestSpeed:
-    speed = machine.Speed((128, 256), (1.0, 2.0), (0.1, 0.4), 4096, 5.0, 1e12)
+    speed = machine.Speed((128, 256), (1.0, 2.0), (0.1, 0.4), 4096, 5.0)
 
     def test_is_what_was_measured_at_its_widths(self):
         assert self.speed.tokens_per_second(128, 10) == pytest.approx(4096 / 2.0)
@@ -93,7 +93,7 @@ class TestSpeed:
         assert len(said) == 4
 
 
-SPEED = machine.Speed((128, 256, 512), (0.05, 0.08, 0.16), (0.02, 0.05, 0.15), 4096, 10.0, 1e12)
+SPEED = machine.Speed((128, 256, 512), (0.05, 0.08, 0.16), (0.02, 0.05, 0.15), 4096, 10.0)
 
 
 def choices(budget: choose.Budget, available: int = 10**12, law: Law = TRUE) -> list[choose.Choice]:

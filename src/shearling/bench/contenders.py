@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from shearling.data.stream import Batch
 from shearling.errors import UserError
@@ -47,14 +48,9 @@ def shearling(spec: ModelSpec, compile_model: bool) -> Step:
 
 def transformers(spec: ModelSpec, compile_model: bool) -> Step:
     """Hugging Face's LlamaForCausalLM under autocast, with PyTorch's fused attention."""
-    try:
-        from transformers import LlamaConfig, LlamaForCausalLM
-    except ImportError:
-        raise UserError("bench: transformers is not installed: pip install 'shearling[bench]'") from None
-
-    model = LlamaForCausalLM(llama_config(spec, LlamaConfig))
+    model = transformers_llama(spec)
     forward = torch.compile(model) if compile_model else model
-    return _stepping(model, lambda tokens: forward(input_ids=tokens[:, :-1], labels=tokens[:, :-1]).loss)
+    return stepping(model, _adamw(model), lambda tokens: forward(input_ids=tokens[:, :-1], labels=tokens[:, :-1]).loss)
 
 
 def litgpt(spec: ModelSpec, compile_model: bool) -> Step:
@@ -77,11 +73,21 @@ def litgpt(spec: ModelSpec, compile_model: bool) -> Step:
     if spec.tie_embeddings:
         model.lm_head.weight = model.transformer.wte.weight
     forward = torch.compile(model) if compile_model else model
-    return _stepping(model, lambda tokens: chunked_cross_entropy(forward(tokens[:, :-1]), tokens[:, 1:], chunk_size=0))
+
+    def loss_of(tokens: torch.Tensor) -> torch.Tensor:
+        return chunked_cross_entropy(forward(tokens[:, :-1]), tokens[:, 1:], chunk_size=0)
+
+    return stepping(model, _adamw(model), loss_of)
 
 
-def _stepping(model: torch.nn.Module, loss_of: Callable[[torch.Tensor], torch.Tensor]) -> Step:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+def _adamw(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+
+
+def stepping(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[torch.Tensor], torch.Tensor]
+) -> Step:
+    """A step of another library's model: bf16 by autocast, clipped at 1.0."""
 
     def step(tokens: torch.Tensor) -> float:
         with torch.autocast("cpu", torch.bfloat16):
@@ -93,6 +99,19 @@ def _stepping(model: torch.nn.Module, loss_of: Callable[[torch.Tensor], torch.Te
         return loss.item()
 
     return step
+
+
+def transformers_llama(spec: ModelSpec) -> Any:
+    """transformers' LlamaForCausalLM of the shape `spec`, its weights drawn from PyTorch's generator.
+
+    Raises:
+        UserError: transformers is not installed, or its Llama has no such model.
+    """
+    try:
+        from transformers import LlamaConfig, LlamaForCausalLM
+    except ImportError:
+        raise UserError("bench: transformers is not installed: pip install 'shearling[bench]'") from None
+    return LlamaForCausalLM(llama_config(spec, LlamaConfig))
 
 
 def llama_config(spec: ModelSpec, kind: type) -> Any:

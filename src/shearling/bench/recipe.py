@@ -13,7 +13,9 @@ from shearling.bench.process import Worker
 from shearling.bench.recipe_picture import draw_race
 from shearling.bench.shapes import load_shape
 from shearling.data.manifest import load_manifest
+from shearling.data.spec import DataSpec
 from shearling.errors import UserError
+from shearling.models.spec import ModelSpec
 from shearling.training.resolve import load_experiment
 from shearling.training.run_folder import RunFolder, read_json, write_json
 
@@ -51,19 +53,20 @@ def bench_recipe(
         raise UserError(f"bench recipe: two recipes are called {max(names, key=names.count)}: rename a file")
     load_manifest(data)
     ours = [*configs] if baseline == PEER else [baseline, *configs]
-    for config in ours:
-        load_experiment(config, _overrides(data, out, minutes, 0))
+    specs = [load_experiment(config, _overrides(data, out, minutes, 0))[0].value.data for config in ours]
+    if len({spec.validation_tokens for spec in specs}) > 1:
+        raise UserError("bench recipe: the configs differ in data.validation_tokens: give all the same")
     rows: list[dict[str, Any]] = []
     results: dict[str, Any] = {}
     for seed in range(seeds):
         if baseline == PEER:
-            rows.append(_peer(model, configs[0], data, out, minutes, seed, say))
+            rows.append(_peer(load_shape(model), specs[0], data, minutes, seed, say))
         else:
             rows.append(_ours(baseline, "baseline", data, out, minutes, seed, say))
         for config, name in zip(configs, names, strict=True):
             rows.append(_ours(config, name, data, out, share * minutes, seed, say))
         results = _report(rows, minutes, share)  # after each seed, so that an interrupted race has what it came to
-        write_json(out / "race.json", results)
+        write_json(out / "race.json", {**results, "runs": rows})
         draw_race(rows, results, out / "race.png")
     return results
 
@@ -78,11 +81,10 @@ def _overrides(data: Path, folder: Path, minutes: float, seed: int) -> list[str]
 
 
 def _peer(
-    model: str, config: str, data: Path, out: Path, minutes: float, seed: int, say: Callable[[str], None]
+    model: ModelSpec, spec: DataSpec, data: Path, minutes: float, seed: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    spec = load_experiment(config, _overrides(data, out, minutes, 0))[0].value.data
     order = {
-        "model": load_shape(model).model_dump(),
+        "model": model.model_dump(),
         "data": str(data),
         "minutes": minutes,
         "seed": seed,
@@ -117,7 +119,6 @@ def _ours(
         "baseline": name == "baseline",
         "seed": seed,
         "minutes": minutes,
-        "mode": "ours",
         "curve": [(line["seconds"], line["loss"]) for line in lines],
         **{key: results[key] for key in ("seconds", "tokens", "loss", "bits_per_byte")},
     }

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from shearling.bench.contenders import llama_config
+from shearling.bench.contenders import stepping, transformers_llama
 from shearling.bench.process import answer
 from shearling.data.shards import open_dataset
 from shearling.data.stream import BatchStream, EvaluationSet
@@ -48,26 +48,24 @@ class Run:
     """A model and the fastest way to step it."""
 
     def __init__(self, order: dict[str, Any]) -> None:
-        try:
-            from transformers import LlamaConfig, LlamaForCausalLM
-        except ImportError:
-            raise UserError("bench: transformers is not installed: pip install 'shearling[bench]'") from None
         self.data = Path(order["data"])
         self.seq_len, self.validation_tokens = order["seq_len"], order["validation_tokens"]
         self.stream = BatchStream(
             open_dataset(self.data, "train"), self.seq_len, order["batch"], derive_seed(order["seed"], "data")
         )
         torch.manual_seed(order["seed"])
-        self.model = LlamaForCausalLM(llama_config(ModelSpec.model_validate(order["model"]), LlamaConfig))
-        self.forward: Callable[..., Any] = self.model
-        self.optimizer = self._fresh_optimizer()
+        self.model = transformers_llama(ModelSpec.model_validate(order["model"]))
         self.mode = self._pick_mode()
 
-    def _fresh_optimizer(self) -> torch.optim.Optimizer:
+    def _prepare(self, forward: Callable[..., Any]) -> None:
+        """A step through `forward`, with a fresh optimizer."""
         matrices = [p for p in self.model.parameters() if p.ndim >= 2]
         vectors = [p for p in self.model.parameters() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.95), fused=True)
+        self.optimizer = torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.95), fused=True)
+        # The labels are shifted inside: of seq_len + 1 tokens, seq_len are predicted.
+        loss_of = lambda tokens: forward(input_ids=tokens, labels=tokens).loss  # noqa: E731
+        self.step = stepping(self.model, self.optimizer, loss_of)
 
     def _pick_mode(self) -> str:
         """Try both on the real thing, keep the faster, and put the weights back."""
@@ -76,7 +74,8 @@ class Run:
         if cxx_compiler():
             ways["compiled"] = torch.compile(self.model)
         seconds = {}
-        for mode, self.forward in ways.items():
+        for mode, forward in ways.items():
+            self._prepare(forward)
             taken = []
             for number in range(1 + TRIED_STEPS):
                 began = time.perf_counter()
@@ -84,23 +83,14 @@ class Run:
                 taken.append(time.perf_counter() - began)
             seconds[mode] = median(taken[1:])
         mode = min(seconds, key=seconds.__getitem__)
-        self.forward = ways[mode]
         self.model.load_state_dict(initial)
-        self.optimizer = self._fresh_optimizer()
+        self._prepare(ways[mode])
         return mode
 
     def _step(self, number: int, rate: float) -> float:
-        tokens = torch.from_numpy(self.stream.batch(number).tokens)
-        with torch.autocast("cpu", torch.bfloat16):
-            # The labels are shifted inside: of seq_len + 1 tokens, seq_len are predicted.
-            loss = self.forward(input_ids=tokens, labels=tokens).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach())
+        return self.step(torch.from_numpy(self.stream.batch(number).tokens))
 
     def train(self, budget: float) -> dict[str, Any]:
         """Train for `budget` seconds, then evaluate; the curve's seconds are since the start."""

@@ -37,12 +37,13 @@ def plan(
     from shearling.errors import UserError
     from shearling.experiments.plan.choose import Budget
     from shearling.experiments.plan.explain import explain as remarks_on
-    from shearling.experiments.plan.make import make_plan, table
+    from shearling.experiments.plan.make import make_plan
+    from shearling.experiments.show import table
 
     if explain is not None:
         remarks = remarks_on(explain, context.args)
         print(json.dumps([dict(zip(("of", "value", "remark"), r, strict=True)) for r in remarks], indent=2)
-              if as_json else table(remarks))  # fmt: skip
+              if as_json else table(remarks, ">"))  # fmt: skip
         return
     if context.args:
         raise UserError(f"plan: {context.args[0]}: overrides belong to --explain; edit the config that plan writes")
@@ -58,7 +59,7 @@ def plan(
         print(json.dumps({"chosen": asdict(made.chosen), "choices": [asdict(c) for c in made.choices],
                           "warnings": made.warnings, "config": str(made.config)}, indent=2))  # fmt: skip
         return
-    print(table(made.rows))
+    print(table(made.rows, ">"))
     for warning in made.warnings:
         print(f"warning: {warning}")
     print(f"frontier: {made.picture}\ntrain it: shearling train {made.config}")

@@ -1,13 +1,10 @@
 """Pictures of a run."""
 
-import io
 from pathlib import Path
 from typing import Any
 
-from shearling.files import write_atomically
+from shearling.pictures import BLUE, GREY, ORANGE, chart, smooth
 from shearling.training.run_folder import RunFolder
-
-_BLUE, _ORANGE, _GREY = "#3b6fb6", "#d9822b", "#8a8f98"
 
 
 def draw_loss_curve(run: RunFolder, title: str) -> Path:
@@ -15,38 +12,23 @@ def draw_loss_curve(run: RunFolder, title: str) -> Path:
 
     Steps that were skipped, and evaluations whose loss was not finite, have no figures and leave gaps.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     lines = run.read_metrics()
     steps = [line for line in lines if "loss" in line]
     evaluations = [line for line in lines if "validation_loss" in line]
-
-    figure, (loss_axes, rate_axes) = plt.subplots(
-        2, 1, figsize=(8, 5.5), sharex=True, height_ratios=(4, 1), layout="constrained"
-    )
-    x = [line["tokens"] / 1e6 for line in steps]
-    loss_axes.plot(x, [line["loss"] for line in steps], color=_GREY, alpha=0.45, lw=0.8, label="training, each step")
-    loss_axes.plot(x, _smooth([line["loss"] for line in steps]), color=_BLUE, lw=1.6, label="training, smoothed")
-    loss_axes.plot(
-        [line["tokens"] / 1e6 for line in evaluations],
-        [line["validation_loss"] for line in evaluations],
-        color=_ORANGE, marker="o", ms=4, lw=1.2, label=_validation_label(evaluations),
-    )  # fmt: skip
-    loss_axes.set(ylabel="loss (nats per token)", title=title)
-    loss_axes.legend(frameon=False)
-    rate_axes.plot(x, [line["learning_rate"] for line in steps], color=_BLUE, lw=1.2)
-    rate_axes.set(ylabel="learning rate", xlabel="tokens (millions)", ylim=(0, None))
-    for axes in (loss_axes, rate_axes):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+    losses, x = [line["loss"] for line in steps], [line["tokens"] / 1e6 for line in steps]
     path = run.path / "loss_curve.png"
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=130)
-    plt.close(figure)
-    write_atomically(path, picture.getvalue())
+    with chart(path, heights=(4.4, 1.1)) as (loss_axes, rate_axes):
+        loss_axes.plot(x, losses, color=GREY, alpha=0.45, lw=0.8, label="training, each step")
+        loss_axes.plot(x, smooth(losses), color=BLUE, lw=1.6, label="training, smoothed")
+        loss_axes.plot(
+            [line["tokens"] / 1e6 for line in evaluations],
+            [line["validation_loss"] for line in evaluations],
+            color=ORANGE, marker="o", ms=4, lw=1.2, label=_validation_label(evaluations),
+        )  # fmt: skip
+        loss_axes.set(ylabel="loss (nats per token)", title=title)
+        loss_axes.legend(frameon=False)
+        rate_axes.plot(x, [line["learning_rate"] for line in steps], color=BLUE, lw=1.2)
+        rate_axes.set(ylabel="learning rate", xlabel="tokens (millions)", ylim=(0, None))
     return path
 
 
@@ -56,15 +38,6 @@ def _validation_label(evaluations: list[dict[str, Any]]) -> str:
     last = evaluations[-1]
     label = f"validation, at last {last['validation_loss']:.3f} nats"
     return f"{label}, {last['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in last else label
-
-
-def _smooth(values: list[float], weight: float = 0.9) -> list[float]:
-    """Exponential moving average with its start-up bias removed (as Adam's moments, arXiv 1412.6980)."""
-    average, smoothed = 0.0, []
-    for i, value in enumerate(values, 1):
-        average = weight * average + (1 - weight) * value
-        smoothed.append(average / (1 - weight**i))
-    return smoothed
 
 
 def results_table(results: dict[str, Any]) -> str:

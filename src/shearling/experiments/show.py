@@ -20,7 +20,7 @@ def render(summary: Summary) -> str:
     """The resolved config with origins, then parameters, cost, equations, memory and schedule, one section each."""
     blocks = [
         str(summary.path),
-        _table([(row.key, _plain(row.value), row.origin) for row in summary.rows]),
+        table([(row.key, _plain(row.value), row.origin) for row in summary.rows]),
         "parameters\n" + _figures(_parameters(summary)),
         "cost\n" + _figures(_cost(summary)),
         "equations\n" + "\n".join(f"  {line}" for line in model_equations(summary.model).splitlines()),
@@ -105,10 +105,11 @@ def _plain(value: Any) -> str:
 
 
 def _figures(lines: Iterable[Line]) -> str:
-    return _table([(f"  {name}", value, note) for name, value, note in lines], ">")
+    return table([(f"  {name}", value, note) for name, value, note in lines], ">")
 
 
-def _table(lines: Sequence[Line], side: str = "<") -> str:
+def table(lines: Sequence[Line], side: str = "<") -> str:
+    """Three columns, the second flush with `side`; values wider than most push their own note aside."""
     first = max(len(name) for name, _, _ in lines)
     second = min(max(len(value) for _, value, _ in lines), WIDEST_VALUE)
     return "\n".join(f"{name:<{first}}  {value:{side}{second}}  {note}".rstrip() for name, value, note in lines)

@@ -26,7 +26,7 @@ class Parameters:
     """Parameter counts by part. Biases count with the part that they belong to."""
 
     embedding: int
-    """Table of token embeddings, V·D, and of learned positions."""
+    """Table of token embeddings, V·D, of learned positions and of value embeddings."""
     head: int
     """What turns hidden states into logits and is not the embedding's transpose."""
     attention: int
@@ -68,7 +68,7 @@ def parameters(spec: ModelSpec) -> Parameters:
 
 
 def _part(name: str) -> str:
-    if name.startswith(("embed.", "position.")):
+    if name.startswith(("embed.", "position.", "value_embed.")):
         return "embedding"
     if name.startswith(("head", "transform.")):
         return "head"

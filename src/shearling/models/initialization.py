@@ -19,6 +19,7 @@ def initialize(model: nn.Module, spec: ModelSpec, seed: int) -> None:
     | parameter                                   | distribution                                     |
     |---------------------------------------------|--------------------------------------------------|
     | embedding, learned positions, untied head   | N(0, init_std²)                                  |
+    | value embeddings                            | N(0, init_std² · D): as large as the values      |
     | q, k, v, gate and up projections            | N(0, init_std²)                                  |
     | o and down projections (into the residual)  | N(0, init_std² / (2 · n_layers)) (GPT-2, llama2.c) |
     | biases                                      | 0                                                |
@@ -56,6 +57,8 @@ def standard_deviations(model: nn.Module, spec: ModelSpec) -> dict[str, float]:
 
 
 def _standard_deviation(name: str, shape: torch.Size, spec: ModelSpec, placements: dict[str, Placement]) -> float:
+    if name.startswith("value_embed."):
+        return spec.init_std * math.sqrt(spec.d_model)
     owner, _, inside = name.partition(".branch.")
     if not inside:
         return spec.init_std

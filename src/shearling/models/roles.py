@@ -10,7 +10,7 @@ def role(name: str) -> Role:
 
     Gains, biases, gates and whatever a user's norm or placement holds are vectors, whatever their shape.
     """
-    if name in ("embed.weight", "position.weight"):
+    if name in ("embed.weight", "position.weight") or name.startswith("value_embed."):
         return "embedding"
     if name == "head.weight":
         return "head"

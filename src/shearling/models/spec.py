@@ -145,9 +145,10 @@ class ModelSpec(Spec):
     intermediate_size: int = Field(768, gt=0, le=2**24, description="hidden width of the feed-forward sublayer")
     vocab_size: int = Field(32000, gt=0, le=2**24, description="rows of the embedding; at least the tokenizer's size")
     max_seq_len: int = Field(256, gt=0, le=2**28, description="longest context, in tokens")
-    activation: Literal["swiglu", "gelu", "gelu_erf"] = Field(
+    activation: Literal["swiglu", "gelu", "gelu_erf", "relu2"] = Field(
         "swiglu",
-        description="feed-forward kind: gated SiLU (three matrices), or GELU (two) in its tanh or its exact form",
+        description="feed-forward kind: gated SiLU (three matrices); or with two, GELU in its tanh or its exact form, "
+        "or the square of ReLU",
     )
     norm: NormSpec = Field(default_factory=RMSNormSpec, description="kind of every norm")
     placement: PlacementSpec = Field(default_factory=PreSpec, description="where the norms stand")
@@ -164,6 +165,17 @@ class ModelSpec(Spec):
     tie_embeddings: bool = Field(True, description="the head is the embedding's transpose")
     learned_embedding_scale: bool = Field(
         False, description="embeddings times a learned scalar, at first √d_model (DyT's LLaMA, arXiv 2503.10622)"
+    )
+    logit_softcap: float | None = Field(
+        None,
+        gt=0,
+        description="c: logits become c · tanh(logits / c) (Gemma 2, arXiv 2408.00118); null: left as they are",
+    )
+    value_embeddings: int = Field(
+        0,
+        ge=0,
+        description="tables whose rows join the values of that many first and as many last blocks "
+        "(modded-nanogpt); 0: none",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on embeddings and on each sublayer's output")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on attention weights")
@@ -218,6 +230,14 @@ class ModelSpec(Spec):
             ),
             "norm.kind none leaves embedding_norm nothing to norm with: set it to false": no_norm
             and self.embedding_norm,
+            f"value_embeddings {self.value_embeddings}: first and last blocks would meet: at most half of n_layers "
+            f"{self.n_layers} have a table": 2 * self.value_embeddings > self.n_layers,
+            "placement.kind ngpt has values and logits of its own: set value_embeddings: 0 and logit_softcap: null": (
+                on_sphere and (self.value_embeddings > 0 or self.logit_softcap is not None)
+            ),
+            "head: false leaves no logits to cap: set logit_softcap: null": (
+                not self.head and self.logit_softcap is not None
+            ),
         }
         for reason, applies in refused.items():
             if applies:
@@ -227,6 +247,14 @@ class ModelSpec(Spec):
         if not self.head and not self.tie_embeddings:
             raise ValueError("head: false leaves nothing to untie: set tie_embeddings: true")
         return self
+
+    def value_table(self, layer: int) -> int | None:
+        """Which of the tables of `value_embeddings` block `layer`, from 0, takes its rows from; None: it takes none.
+
+        The last blocks have the first ones' tables again, in the same order.
+        """
+        from_last = layer - (self.n_layers - self.value_embeddings)
+        return layer if layer < self.value_embeddings else from_last if from_last >= 0 else None
 
     @property
     def head_dim(self) -> int:
@@ -254,6 +282,8 @@ class ModelSpec(Spec):
             "head": self.head,
             "position.kind": self.position.kind == "rope",
             "learned_embedding_scale": not self.learned_embedding_scale,
+            "logit_softcap": self.logit_softcap is None,
+            "value_embeddings": not self.value_embeddings,
         }
         return [option for option, fits in llama.items() if not fits]
 

@@ -8,7 +8,7 @@
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -77,6 +77,10 @@ class Transformer(nn.Module):
         self.spherical = placement_class(spec.placement).spherical
         d_model, V = spec.d_model, spec.vocab_size
         self.embed = nn.Embedding(V, d_model, _weight=torch.empty(V, d_model))  # drawn below
+        width = spec.kv_heads * spec.head_dim
+        self.value_embed = nn.ModuleList(
+            nn.Embedding(V, width, _weight=torch.empty(V, width)) for _ in range(spec.value_embeddings)
+        )
         self.embed_scale = nn.Parameter(torch.tensor(math.sqrt(d_model))) if spec.learned_embedding_scale else None
         self.position = build_position(spec)
         self.embed_norm = build_norm(spec.norm, d_model) if spec.embedding_norm else None
@@ -120,16 +124,19 @@ class Transformer(nn.Module):
             document_ids_BT: which document each token belongs to; attention then stays inside a document.
             caches: from `new_caches`; tokens then continue the sequence that the caches hold.
         """
-        return self.hidden(self.embed(tokens_BT), document_ids_BT, caches)
+        values = [table(tokens_BT) for table in self.value_embed]
+        return self.hidden(self.embed(tokens_BT), document_ids_BT, caches, values)
 
     def hidden(
         self,
         embeddings_BTD: torch.Tensor,
         document_ids_BT: torch.Tensor | None = None,
         caches: list[KVCache] | None = None,
+        values: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor:
-        """As `forward`, from what stands in for the tokens' embeddings, before their scale, positions and norm."""
-        x_BTD, context = self.enter(embeddings_BTD, document_ids_BT, caches)
+        """As `forward`, from what stands in for the tokens' embeddings, before their scale, positions and norm, and
+        for their value embeddings, where the model has such."""
+        x_BTD, context = self.enter(embeddings_BTD, document_ids_BT, caches, values)
         for layer in self.layers:
             x_BTD = self._run(layer, x_BTD, context)
         return self.leave(x_BTD)
@@ -139,6 +146,7 @@ class Transformer(nn.Module):
         embeddings_BTD: torch.Tensor,
         document_ids_BT: torch.Tensor | None = None,
         caches: list[KVCache] | None = None,
+        values: Sequence[torch.Tensor] = (),
     ) -> tuple[torch.Tensor, Context]:
         """The stream that the first block gets, and the context that all blocks get."""
         start, T = (caches[0].length if caches else 0), embeddings_BTD.size(1)
@@ -150,7 +158,7 @@ class Transformer(nn.Module):
         if self.embed_norm is not None:
             x_BTD = self.embed_norm(x_BTD)
         x_BTD = F.dropout(x_BTD, self.spec.dropout, self.training)
-        return self.blocks[0].attention.enter(x_BTD), self._context(positions_T, document_ids_BT, caches)
+        return self.blocks[0].attention.enter(x_BTD), self._context(positions_T, document_ids_BT, caches, values)
 
     def leave(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """What the head gets, from the stream after the last block."""
@@ -161,7 +169,9 @@ class Transformer(nn.Module):
 
     def logits(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
         """Logits (B, T, V) in fp32 of hidden states."""
-        return F.linear(hidden_BTD, self.head_weight.to(hidden_BTD.dtype)).float()
+        logits_BTV = F.linear(hidden_BTD, self.head_weight.to(hidden_BTD.dtype)).float()
+        cap = self.spec.logit_softcap
+        return logits_BTV if cap is None else cap * torch.tanh(logits_BTV / cap)
 
     def new_caches(self, batch: int, capacity: int) -> list[KVCache]:
         """Empty caches for `batch` sequences of up to `capacity` tokens, one a layer.
@@ -186,7 +196,11 @@ class Transformer(nn.Module):
                     table.weight.copy_(F.normalize(table.weight, dim=1))
 
     def _context(
-        self, positions_T: torch.Tensor, document_ids_BT: torch.Tensor | None, caches: list[KVCache] | None
+        self,
+        positions_T: torch.Tensor,
+        document_ids_BT: torch.Tensor | None,
+        caches: list[KVCache] | None,
+        values: Sequence[torch.Tensor],
     ) -> Context:
         causal, T, device = self.spec.causal, len(positions_T), positions_T.device
         start = caches[0].length if caches else 0
@@ -207,7 +221,8 @@ class Transformer(nn.Module):
         short = alike and caches is None and T <= SHORT and device.type == "cpu"
         changing = self.spec.placement.residual_warmup is not None
         step = torch.tensor(self.step, device=device, dtype=torch.float32) if changing else None
-        return Context(self.position.rotation(positions_T), mask, causal and not start, short, self.dtype, caches, step)
+        rotation = self.position.rotation(positions_T)
+        return Context(rotation, mask, causal and not start, short, self.dtype, caches, step, values)
 
     def _run(self, layer: Callable[..., Any], x_BTD: torch.Tensor, context: Context) -> torch.Tensor:
         if self.checkpoint_activations and self.training:

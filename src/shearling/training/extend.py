@@ -56,7 +56,7 @@ def take_over(
     checkpoint, progress = _last_stable(old, before)
     minutes = config.training.minutes
     done = progress.step / total_steps if total_steps is not None else progress.seconds / (60 * (minutes or 1))
-    if done >= 1 or is_cooling(config.training.schedule, progress.step, done, total_steps):
+    if done >= 1 or is_cooling(config.training.schedule, progress.step, done, total_steps, config.warmup_taken):
         raise UserError(
             f"--extend {source}: its stable phase ends after step {progress.step:,}, {progress.seconds / 60:.1f} "
             "minutes, which is no part of the new run's stable phase: give it a longer horizon"

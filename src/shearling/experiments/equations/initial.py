@@ -25,6 +25,8 @@ def initial_weights(model: Transformer, whole: bool = True) -> list[str]:
 def _short(name: str) -> str:
     """`layers.3.attention.branch.q_proj.weight` as the equations call it."""
     tables = {"embed.weight": "E", "head.weight": "W_head", "position.weight": "P"}
+    if name.startswith("value_embed."):
+        return f"E_v{int(name.split('.')[1]) + 1}"
     return tables.get(name) or f"W_{name.split('.')[-2].removesuffix('_proj')}"
 
 

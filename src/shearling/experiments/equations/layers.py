@@ -57,6 +57,8 @@ def block(module: Block, d_model: int, shape: torch.Size, context: Any) -> list[
     tracer = Tracer(module)
     if context.step is not None:
         tracer.recorder.bind(context.step, name("step"))
+    for number, rows in enumerate(context.values, 1):
+        tracer.recorder.bind(rows, name(f"E_v{number}[t]"))
     tracer.run(lambda: tracer.close("x", module.forward(tracer.input("x", *shape), context)))
     where = _named_norms(tracer, d_model)
     _mark_shared([value for _, value in tracer.equations])

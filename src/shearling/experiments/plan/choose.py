@@ -16,9 +16,6 @@ MULTIPLE = 64
 """Widths are multiples of it: what matrix units like, and whole heads."""
 
 SMALLEST, LARGEST = 64, 4096
-ASPECT = 64
-"""Width over depth, as in nanochat: deeper and thinner was better than 128 at equal cost."""
-
 CHINCHILLA = 20
 """Tokens a parameter (arXiv 2203.15556)."""
 
@@ -29,6 +26,7 @@ MATRIX_RATE, OTHER_RATE, RATE_WIDTH = 0.01, 6e-3, 192
 """Muon's and AdamW's peak rates at that batch, and the width that the second was found at."""
 
 WARMUP_STEPS = 20
+MICRO_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ def tokens_per_update(tokens: float, seq_len: int) -> int:
     return seq_len * 2 ** max(0, round(math.log2(max(wanted, 1.0))))
 
 
-def training_options(choice: Choice, budget: Budget, seq_len: int, micro_batch: int = 16) -> dict[str, Any]:
+def training_options(choice: Choice, budget: Budget, seq_len: int) -> dict[str, Any]:
     """Batch, optimizer, schedule and horizon of a choice."""
     per_update = tokens_per_update(choice.tokens, seq_len)
     growth = math.sqrt(per_update / BATCH_TOKENS)
@@ -148,7 +146,7 @@ def training_options(choice: Choice, budget: Budget, seq_len: int, micro_batch: 
     return {
         **horizon,
         "tokens_per_update": per_update,
-        "micro_batch": min(micro_batch, per_update // seq_len),
+        "micro_batch": min(MICRO_BATCH, per_update // seq_len),
         "optimizer": {
             "kind": "muon",
             "learning_rate": _rounded(MATRIX_RATE * min(growth, 2.0)),

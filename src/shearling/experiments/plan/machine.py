@@ -10,7 +10,7 @@ import torch
 
 from shearling.data.stream import Batch
 from shearling.models.spec import ModelSpec
-from shearling.training.device import keep_freed_memory, measure_peak, pick_compile, pick_device
+from shearling.training.device import keep_freed_memory, pick_compile, pick_device
 from shearling.training.spec import ExperimentSpec
 from shearling.training.state import build_state
 from shearling.training.step import train_step
@@ -18,6 +18,9 @@ from shearling.training.step import train_step
 CPU_WIDTHS, GPU_WIDTHS = (128, 256, 512), (256, 512, 1024)
 DEPTHS = (2, 4)
 TIMED_STEPS = 4
+
+START_SECONDS = 8.0
+"""Imports, reading and verifying the data, evaluating and saving at both ends, on a usual machine."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,6 @@ class Speed:
     layer: tuple[float, ...]
     tokens_per_update: int
     start: float
-    peak: float
 
     def tokens_per_second(self, d_model: int, n_layers: int) -> float:
         """Between and beyond the measured widths, seconds are powers of the width."""
@@ -73,12 +75,7 @@ def measure_speed(make: Callable[[int, int], ExperimentSpec], device_name: str, 
         per_layer = max(1e-9, (seconds[DEPTHS[1]] - seconds[DEPTHS[0]]) / (DEPTHS[1] - DEPTHS[0]))
         layer.append(per_layer)
         base.append(max(1e-9, seconds[DEPTHS[0]] - DEPTHS[0] * per_layer))
-    peak = measure_peak(device, torch.bfloat16)
-    return Speed(widths, tuple(base), tuple(layer), tokens, START_SECONDS + warm, peak)
-
-
-START_SECONDS = 8.0
-"""Imports, reading and verifying the data, evaluating and saving at both ends, on a usual machine."""
+    return Speed(widths, tuple(base), tuple(layer), tokens, START_SECONDS + warm)
 
 
 def _time_steps(config: ExperimentSpec, device: torch.device, compiled: bool) -> tuple[float, float]:

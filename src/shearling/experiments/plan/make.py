@@ -91,9 +91,3 @@ def make_plan(
         chosen, choices, choose.reasons(chosen, choices, training, law, budget, aspect), choose.warnings(chosen),
         out, picture,
     )  # fmt: skip
-
-
-def table(rows: Sequence[tuple[str, str, str]]) -> str:
-    """Three columns, as wide as they need be."""
-    first, second = (max((len(row[i]) for row in rows), default=0) for i in (0, 1))
-    return "\n".join(f"{name:<{first}}  {value:>{second}}  {why}".rstrip() for name, value, why in rows)

@@ -1,5 +1,6 @@
 """Grouped-query attention through PyTorch's fused kernels, and its cache of keys and values."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,7 @@ class Context:
         dtype: arithmetic of the branches; the residual stream stays fp32.
         caches: one cache a layer while generating, else None.
         step: the training step, a scalar, for what changes with it; None where nothing does.
+        values: for each table of value embeddings the tokens' rows, (B, T, n_kv_heads · K).
     """
 
     rotation: tuple[torch.Tensor, torch.Tensor] | None
@@ -58,6 +60,7 @@ class Context:
     dtype: torch.dtype
     caches: list[KVCache] | None = None
     step: torch.Tensor | None = None
+    values: Sequence[torch.Tensor] = ()
 
 
 def short_attention(
@@ -214,6 +217,8 @@ class Attention(nn.Module):
         self.groups = H // spec.kv_heads
         self.dropout = spec.attention_dropout
         self.scale = K**-0.5
+        self.value_table = spec.value_table(layer)
+        self.value_mix = None if self.value_table is None else nn.Parameter(torch.full((2,), 0.5))
         self.rotary = spec.position.kind == "rope"
         self.q_proj = Linear(d_model, d_model, bias=spec.attention_bias)
         self.k_proj = Linear(d_model, kv_width, bias=spec.attention_bias)
@@ -251,9 +256,16 @@ class Attention(nn.Module):
             q, k = self.unit_gain(unit(q)), self.unit_gain(unit(k))
         return q, k
 
+    def values(self, x_BTD: torch.Tensor, context: Context) -> torch.Tensor:
+        """Values (B, T, n_kv_heads · K), with the tokens' rows of the block's table where it has one."""
+        v = self.v_proj(x_BTD)
+        if self.value_table is None or self.value_mix is None:
+            return v
+        return (self.value_mix[0] * v + self.value_mix[1] * context.values[self.value_table]).to(x_BTD.dtype)
+
     def forward(self, x_BTD: torch.Tensor, context: Context) -> torch.Tensor:
         q_BTHK, k_BTHK = self.queries_keys(x_BTD, context)
-        v_BTHK = self.v_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
+        v_BTHK = self.values(x_BTD, context).unflatten(-1, (-1, self.head_dim))
         if self.v_norm is not None:
             v_BTHK = self.v_norm(v_BTHK)
         dropout = self.dropout if self.training else 0.0

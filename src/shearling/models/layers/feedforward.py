@@ -72,7 +72,19 @@ class ExactGELU(FeedForward):
         return F.gelu(self.up(x_BTD))
 
 
-FEEDFORWARDS: dict[str, type[FeedForward]] = {"swiglu": SwiGLU, "gelu": GELU, "gelu_erf": ExactGELU}
+class SquaredReLU(FeedForward):
+    """W_down relu(W_up x)² (arXiv 2109.08668)."""
+
+    def hidden(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.up(x_BTD)).square()
+
+
+FEEDFORWARDS: dict[str, type[FeedForward]] = {
+    "swiglu": SwiGLU,
+    "gelu": GELU,
+    "gelu_erf": ExactGELU,
+    "relu2": SquaredReLU,
+}
 
 
 def build_feedforward(spec: ModelSpec, inside: frozenset[str] = frozenset()) -> FeedForward:

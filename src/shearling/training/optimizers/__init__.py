@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from shearling.training.optimizer_spec import AdafactorSpec, AdamSpec, AdamWSpec, OptimizerSpec, SGDSpec
+from shearling.training.optimizer_spec import AdafactorSpec, OptimizerSpec
 from shearling.training.optimizers.groups import parameter_groups
 from shearling.training.optimizers.kept import KEPT
 from shearling.training.optimizers.muon import muon
@@ -14,25 +14,14 @@ from shearling.training.optimizers.sophia import sophia
 from shearling.training.optimizers.updates import Updates
 
 
-def adamw(model: nn.Module, spec: AdamWSpec) -> Updates:
-    """PyTorch's AdamW in its fused form: one pass over memory a step."""
-    groups = parameter_groups(model, spec)
-    part = torch.optim.AdamW(groups, lr=spec.learning_rate, betas=spec.betas, eps=spec.eps, fused=True)
-    return Updates(model, spec, [part])
+def _of_pytorch(kind: type[torch.optim.Optimizer], *options: str, **fixed: Any) -> Callable[..., Updates]:
+    """PyTorch's optimizer `kind`, with the `options` of its spec that PyTorch calls by the same name."""
 
+    def make(model: nn.Module, spec: Any) -> Updates:
+        given = {option: getattr(spec, option) for option in options}
+        return Updates(model, spec, [kind(parameter_groups(model, spec), lr=spec.learning_rate, **given, **fixed)])  # type: ignore[call-arg]
 
-def adam(model: nn.Module, spec: AdamSpec) -> Updates:
-    """PyTorch's Adam, fused."""
-    groups = parameter_groups(model, spec)
-    part = torch.optim.Adam(groups, lr=spec.learning_rate, betas=spec.betas, eps=spec.eps, fused=True)
-    return Updates(model, spec, [part])
-
-
-def sgd(model: nn.Module, spec: SGDSpec) -> Updates:
-    """PyTorch's SGD, fused."""
-    groups = parameter_groups(model, spec)
-    part = torch.optim.SGD(groups, lr=spec.learning_rate, momentum=spec.momentum, nesterov=spec.nesterov, fused=True)
-    return Updates(model, spec, [part])
+    return make
 
 
 def adafactor(model: nn.Module, spec: AdafactorSpec) -> Updates:
@@ -45,9 +34,9 @@ def adafactor(model: nn.Module, spec: AdafactorSpec) -> Updates:
 __all__ = ["OPTIMIZERS", "Updates", "build_optimizer", "parameter_groups"]
 
 OPTIMIZERS: dict[str, Callable[[nn.Module, Any], Updates]] = {
-    "adamw": adamw,
-    "adam": adam,
-    "sgd": sgd,
+    "adamw": _of_pytorch(torch.optim.AdamW, "betas", "eps", fused=True),  # fused: one pass over memory a step
+    "adam": _of_pytorch(torch.optim.Adam, "betas", "eps", fused=True),
+    "sgd": _of_pytorch(torch.optim.SGD, "momentum", "nesterov", fused=True),
     "adafactor": adafactor,
     "muon": muon,
     "sophia": sophia,
