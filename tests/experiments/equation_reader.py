@@ -24,6 +24,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "min": lambda x, y: torch.minimum(torch.as_tensor(x), torch.as_tensor(y)),
     "tanh": torch.tanh,
     "erf": torch.erf,
+    "relu": torch.relu,
     "silu": torch.nn.functional.silu,
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),

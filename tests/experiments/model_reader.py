@@ -90,6 +90,7 @@ def names_of(model: Transformer, tokens: torch.Tensor) -> dict:
         "head_bias": model.head_bias,
         "head_gain": getattr(model.head_gain, "weight", None),
         "embed_scale": model.embed_scale,
+        **{f"E_v{number}": table.weight for number, table in enumerate(model.value_embed, 1)},
         **(parameters_of(model.transform) if model.transform else {}),
     }
 

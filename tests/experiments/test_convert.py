@@ -141,13 +141,14 @@ class TestTheResult:
         [
             ({"placement": {"kind": "sandwich"}, "norm": {"kind": "layernorm"}}, "run"),
             ({"placement": {"kind": "ngpt"}, "final_norm": False}, "run"),
+            ({"activation": "relu2", "logit_softcap": 5.0, "value_embeddings": 1}, "run"),
             ({"arch": "gpt2", "norm": {"kind": "layernorm"}, "position": {"kind": "learned"}, "activation": "gelu",
               "attention_bias": True, "feedforward_bias": True}, "huggingface"),
             ({"arch": "bert", "norm": {"kind": "layernorm"}, "position": {"kind": "learned"}, "activation": "gelu_erf",
               "attention_bias": True, "feedforward_bias": True, "placement": {"kind": "post"}, "final_norm": False,
               "embedding_norm": True, "init": "plain"}, "huggingface"),
         ],
-        ids=["sandwich", "ngpt", "gpt2", "bert"],
+        ids=["sandwich", "ngpt", "native", "gpt2", "bert"],
     )  # fmt: skip
     def test_beyond_llama_is_compared_by_the_torch_model(self, tmp_path, options, to):
         figures = convert(made(tmp_path / "source", **options), tmp_path / "result", to=to)

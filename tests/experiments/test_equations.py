@@ -87,6 +87,9 @@ ARCHITECTURES = {
     "biases": {"attention_bias": True, "feedforward_bias": True, "activation": "gelu"},
     "gelu of nGPT": {"placement": {"kind": "ngpt"}, "activation": "gelu"},
     "scaled embedding": {"learned_embedding_scale": True, "embedding_norm": True, "tie_embeddings": False},
+    "native": {
+        "activation": "relu2", "logit_softcap": 2.0, "value_embeddings": 1, "qk_norm": {"kind": "per_head"},
+    },
     "bert": {
         "arch": "bert", "position": {"kind": "learned"}, "norm": {"kind": "layernorm"}, "activation": "gelu_erf",
         "placement": {"kind": "post"}, "final_norm": False, "embedding_norm": True,

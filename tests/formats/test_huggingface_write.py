@@ -185,6 +185,8 @@ NO_MODEL = [
     ({**GPT2, "n_kv_heads": 2}, r"model\.n_kv_heads: no gpt2 model"),
     ({**GPT2, "embedding_norm": True}, r"model\.embedding_norm: no gpt2 model"),
     ({**GPT2, "placement": {"kind": "deepnorm"}}, r"model\.placement\.kind"),
+    ({**GPT2, "logit_softcap": 30.0}, r"model\.logit_softcap: no gpt2 model"),
+    ({"value_embeddings": 1, "activation": "relu2"}, r"model\.activation, model\.value_embeddings: no llama"),
     ({**BERT, "final_norm": True}, r"model\.final_norm: no bert model"),
     ({**BERT, "activation": "gelu"}, r"model\.activation: no bert model"),
 ]

@@ -97,6 +97,7 @@ INSTEAD = "write a .gguf or a Hugging Face folder instead"
         ({"feedforward_bias": True}, f"feedforward_bias.*{INSTEAD}"),
         ({"placement": {"kind": "post"}}, "placement.kind: .* keep the model in a run folder"),
         ({"qk_norm": {"kind": "per_head"}, "embedding_norm": True}, "qk_norm, embedding_norm: "),
+        ({"activation": "relu2", "logit_softcap": 15.0}, "activation, logit_softcap: "),
         ({"arch": "bert"}, "arch: "),
     ],
 )

@@ -15,11 +15,12 @@ def example(dtype: torch.dtype, n: int = 37, scale: float = 1.0):
     return hidden, weight, torch.randint(50, (n,), generator=generator)
 
 
-def reference(hidden, weight, targets):
+def reference(hidden, weight, targets, softcap=None):
     """Loss and gradients of the plain loss in float64, with the weight rounded as the arithmetic rounds it."""
     h = hidden.detach().double().requires_grad_()
     w = weight.detach().to(hidden.dtype).double().requires_grad_()
-    loss = F.cross_entropy(h @ w.t(), targets)
+    logits = h @ w.t()
+    loss = F.cross_entropy(logits if softcap is None else softcap * torch.tanh(logits / softcap), targets)
     return loss.detach(), *torch.autograd.grad(loss, (h, w))
 
 
@@ -31,12 +32,13 @@ def chunking(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("chunking")
+@pytest.mark.parametrize("softcap", [None, 2.5])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_loss_and_gradients_are_those_of_the_plain_loss(dtype, tolerance):
+def test_loss_and_gradients_are_those_of_the_plain_loss(dtype, tolerance, softcap):
     hidden, weight, targets = example(dtype)
-    loss = head_loss(hidden, weight, targets)
+    loss = head_loss(hidden, weight, targets, softcap)
     (3 * loss).backward()
-    expected, hidden_gradient, weight_gradient = reference(hidden, weight, targets)
+    expected, hidden_gradient, weight_gradient = reference(hidden, weight, targets, softcap)
     assert loss.dtype == weight.grad.dtype == torch.float32
     assert abs(loss - expected) < tolerance
     for got, want in ((hidden.grad, 3 * hidden_gradient), (weight.grad, 3 * weight_gradient)):
@@ -46,8 +48,11 @@ def test_loss_and_gradients_are_those_of_the_plain_loss(dtype, tolerance):
 @pytest.mark.usefixtures("chunking")
 def test_token_losses_are_those_of_the_plain_loss():
     hidden, weight, targets = example(torch.float32)
-    expected = F.cross_entropy(hidden.double() @ weight.double().t(), targets, reduction="none")
-    torch.testing.assert_close(token_losses(hidden, weight, targets).double(), expected, rtol=1e-5, atol=1e-5)
+    logits = hidden.double() @ weight.double().t()
+    for softcap, exact in ((None, logits), (2.5, 2.5 * torch.tanh(logits / 2.5))):
+        expected = F.cross_entropy(exact, targets, reduction="none")
+        got = token_losses(hidden, weight, targets, softcap).double()
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1e3, 1e-6])

@@ -218,7 +218,9 @@ class Attention(nn.Module):
         self.dropout = spec.attention_dropout
         self.scale = K**-0.5
         self.value_table = spec.value_table(layer)
-        self.value_mix = None if self.value_table is None else nn.Parameter(torch.full((2,), 0.5))
+        self.own_share = self.table_share = None
+        if self.value_table is not None:
+            self.own_share, self.table_share = (nn.Parameter(torch.tensor(0.5)) for _ in range(2))
         self.rotary = spec.position.kind == "rope"
         self.q_proj = Linear(d_model, d_model, bias=spec.attention_bias)
         self.k_proj = Linear(d_model, kv_width, bias=spec.attention_bias)
@@ -259,9 +261,9 @@ class Attention(nn.Module):
     def values(self, x_BTD: torch.Tensor, context: Context) -> torch.Tensor:
         """Values (B, T, n_kv_heads · K), with the tokens' rows of the block's table where it has one."""
         v = self.v_proj(x_BTD)
-        if self.value_table is None or self.value_mix is None:
+        if self.value_table is None or self.own_share is None or self.table_share is None:
             return v
-        return (self.value_mix[0] * v + self.value_mix[1] * context.values[self.value_table]).to(x_BTD.dtype)
+        return (self.own_share * v + self.table_share * context.values[self.value_table]).to(x_BTD.dtype)
 
     def forward(self, x_BTD: torch.Tensor, context: Context) -> torch.Tensor:
         q_BTHK, k_BTHK = self.queries_keys(x_BTD, context)
