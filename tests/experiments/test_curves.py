@@ -6,9 +6,10 @@ import math
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from shearling.experiments import curves
+from shearling import pictures
 from shearling.experiments.curves import draw_loss_curve, results_table
 from shearling.training.loop import train
 from shearling.training.run_folder import RunFolder
@@ -42,16 +43,21 @@ def run(tmp_path):
 
 @pytest.fixture
 def figure(monkeypatch):
-    """Draws, and gives back the figure instead of closing it."""
-    monkeypatch.setattr(plt, "close", lambda figure: None)
+    """Draws, and gives back the figure that was written."""
+    written = []
+    save = Figure.savefig
+
+    def noted(self, *args, **options):
+        written.append(self)
+        save(self, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", noted)
 
     def _figure(run: RunFolder):
         draw_loss_curve(run, "a title")
-        return plt.gcf()
+        return written[-1]
 
-    yield _figure
-    monkeypatch.undo()
-    plt.close("all")
+    return _figure
 
 
 def lines_by_label(figure) -> dict[str, list[tuple[float, float]]]:
@@ -84,7 +90,7 @@ class TestThePicture:
         def full(*_):
             raise OSError(28, "full")
 
-        monkeypatch.setattr(curves, "write_atomically", full)
+        monkeypatch.setattr(pictures, "write_atomically", full)
         with pytest.raises(OSError, match="full"):
             draw_loss_curve(run(evaluation(0), step(1), step(2)), "another")
         assert path.read_bytes() == before
