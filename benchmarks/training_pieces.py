@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from shearling.models.head import Head
 from shearling.models.layers.attention import short_attention
 from shearling.training.device import keep_freed_memory
 from shearling.training.loss import head_loss
@@ -46,7 +47,7 @@ def main() -> None:
             "F.linear_cross_entropy": lambda: F.linear_cross_entropy(
                 hidden, weight.to(hidden.dtype), targets, options=torch.nn.LinearCrossEntropyOptions()
             ),
-            "head_loss": lambda: head_loss(hidden, weight, targets),
+            "head_loss": lambda: head_loss(hidden, Head(weight), targets),
         },
     )
     q, k, v = (torch.randn(16, 6, 256, 48, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))

@@ -131,6 +131,14 @@ class TestChoices:
         with pytest.raises(UserError, match="pay for no training"):
             choices(choose.Budget(minutes=0.1))
 
+    def test_an_own_embedding_has_its_own_rate_and_a_shared_one_has_none(self):
+        budget = choose.Budget(tokens=1e6)
+        for tokens, tied in ((3e6, False), (5e6, True)):
+            choice = choose.Choice(128, 4, 1_000_000, tokens, None, 1.0, 2.0)
+            optimizer = choose.training_options(choice, budget, 256)["optimizer"]
+            assert choice.tied == choose.model_options(128, 4, 4096, 256, choice.tied)["tie_embeddings"] == tied
+            assert ("rates" in optimizer) == (not tied)
+
     def test_updates_grow_with_the_run(self):
         assert choose.tokens_per_update(4e6, 256) == 4096
         assert choose.tokens_per_update(4e9, 256) == 65_536  # 4096 · 1000^0.383 = 57,720, to a power of two sequences

@@ -219,7 +219,7 @@ class HubServer:
                     answer = hub.faults[url.path].popleft()(answer)
                 self._send(answer)
 
-            do_HEAD = do_GET  # noqa: N815
+            do_HEAD = do_GET
 
             def _send(self, answer: Answer) -> None:
                 self.send_response(answer.status)

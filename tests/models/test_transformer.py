@@ -89,7 +89,7 @@ def test_gradients_equal_those_of_transformers():
 
     model = small(n_kv_heads=3)
     other, x = as_transformers(model), tokens()
-    head_loss(model(x[:, :-1]).flatten(0, 1), model.head_weight, x[:, 1:].flatten()).backward()
+    head_loss(model(x[:, :-1]).flatten(0, 1), model.lm_head, x[:, 1:].flatten()).backward()
     other(input_ids=x, labels=x).loss.backward()
     ours = dict(model.named_parameters())
     pairs = {

@@ -79,7 +79,7 @@ def test_the_head_s_bias_is_learned_and_is_part_of_the_logits():
     hidden = model(torch.randint(300, (2, 9)))
     expected = hidden[..., :-1] @ model.embed.weight.T + model.head_bias
     torch.testing.assert_close(model.logits(hidden), expected)
-    head_loss(hidden.flatten(0, 1), model.head_weight, torch.randint(300, (18,))).backward()
+    head_loss(hidden.flatten(0, 1), model.lm_head, torch.randint(300, (18,))).backward()
     assert model.head_bias.grad.abs().max() > 0
 
 

@@ -152,7 +152,7 @@ class TestAStep:
             shadow.dtype = torch.float64
             tokens = torch.from_numpy(batch.tokens)
             hidden = shadow(tokens[:, :-1])
-            F.cross_entropy((hidden @ shadow.head_weight.t()).flatten(0, 1), tokens[:, 1:].flatten()).backward()
+            F.cross_entropy((hidden @ shadow.lm_head.weight_VD.t()).flatten(0, 1), tokens[:, 1:].flatten()).backward()
             gradients = {name: p.grad for name, p in shadow.named_parameters()}
             norm = torch.cat([g.flatten() for g in gradients.values()]).norm()
             train_step(state, batch, config, factor=0.01 / config.training.optimizer.learning_rate)

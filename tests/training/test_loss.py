@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from shearling.models.head import Head
 from shearling.training import loss as loss_module
 from shearling.training.loss import head_loss, token_losses
 
@@ -36,7 +37,7 @@ def chunking(request, monkeypatch):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_loss_and_gradients_are_those_of_the_plain_loss(dtype, tolerance, softcap):
     hidden, weight, targets = example(dtype)
-    loss = head_loss(hidden, weight, targets, softcap)
+    loss = head_loss(hidden, Head(weight, softcap), targets)
     (3 * loss).backward()
     expected, hidden_gradient, weight_gradient = reference(hidden, weight, targets, softcap)
     assert loss.dtype == weight.grad.dtype == torch.float32
@@ -51,14 +52,14 @@ def test_token_losses_are_those_of_the_plain_loss():
     logits = hidden.double() @ weight.double().t()
     for softcap, exact in ((None, logits), (2.5, 2.5 * torch.tanh(logits / 2.5))):
         expected = F.cross_entropy(exact, targets, reduction="none")
-        got = token_losses(hidden, weight, targets, softcap).double()
+        got = token_losses(hidden, Head(weight, softcap), targets).double()
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1e3, 1e-6])
 def test_extreme_logits_neither_overflow_nor_vanish(scale):
     hidden, weight, targets = example(torch.float32, scale=scale)
-    loss = head_loss(hidden, weight, targets)
+    loss = head_loss(hidden, Head(weight), targets)
     loss.backward()
     expected, _, weight_gradient = reference(hidden, weight, targets)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
@@ -68,7 +69,7 @@ def test_extreme_logits_neither_overflow_nor_vanish(scale):
 def test_a_tied_weight_gathers_gradients_of_both_its_uses():
     weight = torch.randn(50, 16, requires_grad=True)
     x, targets = torch.randint(50, (20,)), torch.randint(50, (20,))
-    head_loss(F.embedding(x, weight), weight, targets).backward()
+    head_loss(F.embedding(x, weight), Head(weight), targets).backward()
     expected = torch.autograd.grad(F.cross_entropy(F.embedding(x, weight) @ weight.t(), targets), weight)[0]
     torch.testing.assert_close(weight.grad, expected, rtol=1e-4, atol=1e-6)
 
@@ -80,6 +81,6 @@ def test_the_logits_are_never_all_there():
     hidden = torch.randn(2048, 64, dtype=torch.bfloat16, requires_grad=True)
     weight, targets = torch.randn(32_000, 64, requires_grad=True), torch.randint(32_000, (2048,))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        head_loss(hidden, weight, targets)
+        head_loss(hidden, Head(weight), targets)
     largest = max(event.self_cpu_memory_usage for event in profiler.events())
     assert largest < 2048 * 32_000 * 4 / 4

@@ -73,7 +73,7 @@ def test_sophia_measures_curvature_on_labels_that_the_model_draws(experiment, mo
     seen = []
 
     def note(self, n_targets):
-        gradient = state.model.head_weight.grad
+        gradient = state.model.lm_head.weight_VD.grad
         seen.append((n_targets, gradient.norm().item()))
 
     monkeypatch.setattr(SophiaUpdates, "note_curvature", note)

@@ -64,8 +64,7 @@ class Run:
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.95), fused=True)
         # The labels are shifted inside: of seq_len + 1 tokens, seq_len are predicted.
-        loss_of = lambda tokens: forward(input_ids=tokens, labels=tokens).loss  # noqa: E731
-        self.step = stepping(self.model, self.optimizer, loss_of)
+        self.step = stepping(self.model, self.optimizer, lambda tokens: forward(input_ids=tokens, labels=tokens).loss)
 
     def _pick_mode(self) -> str:
         """Try both on the real thing, keep the faster, and put the weights back."""

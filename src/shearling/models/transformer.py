@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from shearling.errors import UserError
+from shearling.models.head import Head
 from shearling.models.initialization import initialize
 from shearling.models.layers.attention import SHORT, Context, KVCache
 from shearling.models.layers.linear import Linear
@@ -98,8 +99,8 @@ class Transformer(nn.Module):
         return cast(list[Block], list(self.layers))
 
     @property
-    def head_weight(self) -> torch.Tensor:
-        """The matrix that turns hidden states into logits: (V, D); (V, D + 1) where the head has a bias.
+    def lm_head(self) -> Head:
+        """What turns hidden states into logits.
 
         Raises:
             UserError: the model was made without a head.
@@ -109,7 +110,9 @@ class Transformer(nn.Module):
         weight = self.embed.weight if self.head is None else self.head.weight
         if self.head_gain is not None:
             weight = self.head_gain(weight)
-        return weight if self.head_bias is None else torch.cat((weight, self.head_bias[:, None]), dim=1)
+        if self.head_bias is not None:
+            weight = torch.cat((weight, self.head_bias[:, None]), dim=1)
+        return Head(weight, self.spec.logit_softcap)
 
     def forward(
         self,
@@ -169,9 +172,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
         """Logits (B, T, V) in fp32 of hidden states."""
-        logits_BTV = F.linear(hidden_BTD, self.head_weight.to(hidden_BTD.dtype)).float()
-        cap = self.spec.logit_softcap
-        return logits_BTV if cap is None else cap * torch.tanh(logits_BTV / cap)
+        return self.lm_head.logits(hidden_BTD)
 
     def new_caches(self, batch: int, capacity: int) -> list[KVCache]:
         """Empty caches for `batch` sequences of up to `capacity` tokens, one a layer.

@@ -48,7 +48,7 @@ def evaluate(
         usual = batch.tokens.shape == (sequences, seq_len + 1)
         with torch.compiler.set_stance("default" if usual else "force_eager"):  # nothing is compiled for a remainder
             hidden, targets = examples.states_and_targets(model, device)
-        total += token_losses(hidden, model.head_weight, targets, model.spec.logit_softcap).double().sum().item()
+        total += token_losses(hidden, model.lm_head, targets).double().sum().item()
         count += len(targets)
     loss = total / count
     perplexity = math.exp(loss) if loss < 700 else math.inf

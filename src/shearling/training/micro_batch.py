@@ -57,7 +57,7 @@ def _pass(state: TrainState, config: ExperimentSpec, sequences: int) -> float:
     examples = make_examples(config.training.objective, batch, config.model.vocab_size, config.seed, "micro_batch")
     began = time.perf_counter()
     hidden, targets = examples.states_and_targets(model, device)
-    loss = head_loss(hidden, model.head_weight, targets, model.spec.logit_softcap)
+    loss = head_loss(hidden, model.lm_head, targets)
     loss.backward()
     loss.item()
     if device.type == "cuda":

@@ -74,9 +74,7 @@ def update(
         micro = examples[first : first + size]
         if micro.n_targets:
             hidden, targets = micro.states_and_targets(model, state.device)
-            loss = head_loss(hidden, model.head_weight, targets, model.spec.logit_softcap) * (
-                micro.n_targets / n_targets
-            )
+            loss = head_loss(hidden, model.lm_head, targets) * (micro.n_targets / n_targets)
             loss.backward()
             total += loss.detach()
     norm = clip_grad_norm_(model.parameters(), config.training.clip or math.inf)
@@ -93,8 +91,7 @@ def _estimate_curvature(state: TrainState, examples: Examples) -> None:
     """Show the optimizer the gradients of the loss against labels that the model draws itself (arXiv 2305.14342)."""
     if examples.n_targets:
         hidden, targets = examples.states_and_targets(state.model, state.device)
-        weight = state.model.head_weight
-        softcap = state.model.spec.logit_softcap
-        head_loss(hidden, weight, drawn_targets(hidden, weight, softcap), softcap).backward()
+        head = state.model.lm_head
+        head_loss(hidden, head, drawn_targets(hidden, head)).backward()
         state.optimizer.note_curvature(len(targets))
         state.optimizer.zero_grad()

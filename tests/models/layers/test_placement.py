@@ -369,7 +369,7 @@ def test_every_placement_learns(kind):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     x, losses, moved = tokens(), [], set()
     for _ in range(12):
-        loss = head_loss(model(x[:, :-1]).flatten(0, 1), model.head_weight, x[:, 1:].flatten())
+        loss = head_loss(model(x[:, :-1]).flatten(0, 1), model.lm_head, x[:, 1:].flatten())
         loss.backward()
         moved |= {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
         optimizer.step()

@@ -25,8 +25,9 @@ BATCH_TOKENS, BATCH_RUN, BATCH_POWER = 4096, 4e6, 0.383
 MATRIX_RATE, OTHER_RATE, RATE_WIDTH = 0.01, 6e-3, 192
 """Muon's and AdamW's peak rates at that batch, and the width that the second was found at."""
 
-EMBEDDING_RATE = 5
-"""The embedding's share of AdamW's rate, where it is not the head as well."""
+EMBEDDING_RATE, TIED_FROM = 5, 4
+"""The embedding's share of AdamW's rate where it is not the head as well, and the tokens a parameter from which one
+table at both ends serves no worse."""
 
 WARMUP_STEPS = 20
 MICRO_BATCH = 16
@@ -55,6 +56,11 @@ class Choice:
         """Chinchilla's measure."""
         return self.tokens / self.n
 
+    @property
+    def tied(self) -> bool:
+        """Whether one table serves at both ends."""
+        return self.tokens_per_parameter >= TIED_FROM
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -70,8 +76,8 @@ class Budget:
         return f"{self.flops:.3g} FLOPs" if self.flops is not None else f"{self.tokens:,.0f} tokens"
 
 
-def model_options(d_model: int, n_layers: int, vocab_size: int, seq_len: int) -> dict[str, Any]:
-    """A LLaMA of that width and depth: heads of 64, 8/3 of the width inside, a head of its own."""
+def model_options(d_model: int, n_layers: int, vocab_size: int, seq_len: int, tied: bool = False) -> dict[str, Any]:
+    """A LLaMA of that width and depth: heads of 64, 8/3 of the width inside."""
     return {
         "d_model": d_model,
         "n_layers": n_layers,
@@ -79,7 +85,7 @@ def model_options(d_model: int, n_layers: int, vocab_size: int, seq_len: int) ->
         "intermediate_size": max(MULTIPLE, round(8 * d_model / 3 / MULTIPLE) * MULTIPLE),
         "vocab_size": vocab_size,
         "max_seq_len": seq_len,
-        "tie_embeddings": False,
+        "tie_embeddings": tied,
     }
 
 
@@ -154,7 +160,7 @@ def training_options(choice: Choice, budget: Budget, seq_len: int) -> dict[str, 
             "kind": "muon",
             "learning_rate": _rounded(MATRIX_RATE * min(growth, 2.0)),
             "rate_of_others": _rounded(OTHER_RATE * min(growth, 2.0) * math.sqrt(RATE_WIDTH / choice.d_model)),
-            "rates": {"embedding": EMBEDDING_RATE},
+            **({} if choice.tied else {"rates": {"embedding": EMBEDDING_RATE}}),
             "weight_decay": 0.1,
         },
         "schedule": {
@@ -187,7 +193,11 @@ def reasons(
         ("rate of matrices", f"{training['optimizer']['learning_rate']:g}", "Muon, 0.01 × √(update / 4,096)"),
         (
             "rate of the rest", f"{training['optimizer']['rate_of_others']:g}",
-            f"AdamW, 0.006 × √(update / 4,096) × √(192 / width); the embedding's × {EMBEDDING_RATE}",
+            "AdamW, 0.006 × √(update / 4,096) × √(192 / width)",
+        ),
+        (
+            "embedding", "is the head as well" if choice.tied else f"apart, {EMBEDDING_RATE} × that rate",
+            f"an own one learns faster, below {TIED_FROM} tokens a parameter",
         ),
         ("cool-down", "60 % of the run", "a line to zero; by the clock under a budget of minutes"),
         ("expected loss", f"{choice.loss:.3f} bits per byte", loss_rule),

@@ -80,7 +80,7 @@ def make_plan(
     choices = choose.candidates(budget, speed, law, vocab_size, seq_len, available, aspect)
     chosen = choose.best(choices, budget)
     training = choose.training_options(chosen, budget, seq_len)
-    model = choose.model_options(chosen.d_model, chosen.n_layers, vocab_size, seq_len)
+    model = choose.model_options(chosen.d_model, chosen.n_layers, vocab_size, seq_len, chosen.tied)
     head = f"# {budget}, planned by shearling: {chosen.loss:.3f} bits per byte expected.\n"
     text = yaml.safe_dump(experiment(model, training), sort_keys=False)
     write_atomically(out, head + text)

@@ -127,7 +127,7 @@ class Probe:
         weights = [_trainable(layer) for layer in self.layers]
         with torch.enable_grad():
             hidden_ND, targets_N = self._examples.states_and_targets(self.model, self._device)
-            loss = head_loss(hidden_ND, self.model.head_weight, targets_N, self.model.spec.logit_softcap)
+            loss = head_loss(hidden_ND, self.model.lm_head, targets_N)
             flat = iter(torch.autograd.grad(loss, [w for layer in weights for w in layer], materialize_grads=True))
         return [l2_norm([next(flat) for _ in layer]).item() for layer in weights]
 
@@ -136,8 +136,7 @@ class Probe:
         return self._examples.states_and_targets(self.model, self._device)
 
     def _loss(self, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> float:
-        weight, softcap = self.model.head_weight, self.model.spec.logit_softcap
-        return token_losses(hidden_ND, weight, targets_N, softcap).double().mean().item()
+        return token_losses(hidden_ND, self.model.lm_head, targets_N).double().mean().item()
 
     @property
     def _device(self) -> torch.device:
