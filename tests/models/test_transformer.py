@@ -157,6 +157,23 @@ def test_recomputed_activations_give_the_same_gradients_under_dropout():
     torch.testing.assert_close(*gradients)
 
 
+def test_tables_are_drawn_with_deviations_of_their_own():
+    sizes = {"d_model": 96, "vocab_size": 500, "init_std": 0.02}
+    model = small(**sizes, tie_embeddings=False, embedding_std=0.3, head_std=0.0)
+    plain = small(**sizes, tie_embeddings=False)
+    torch.testing.assert_close(model.embed.weight, 15 * plain.embed.weight)
+    assert abs(model.embed.weight.std() - 0.3) < 0.01
+    assert not model.head.weight.any()
+    assert abs(plain.head.weight.std() - 0.02) < 1e-3
+    torch.testing.assert_close(small(**sizes, embedding_std=0.3).embed.weight, model.embed.weight)
+
+
+@pytest.mark.parametrize("options", [{"tie_embeddings": True}, {"tie_embeddings": False, "head": False}])
+def test_a_head_that_is_not_there_has_no_deviation(options):
+    with pytest.raises(ValueError, match="head_std"):
+        small(head_std=0.0, **options)
+
+
 def test_dropout_acts_in_training_only():
     model = small(dropout=0.5)
     torch.testing.assert_close(model(tokens()), model(tokens()))

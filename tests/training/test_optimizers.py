@@ -15,6 +15,7 @@ from shearling.models.spec import ModelSpec
 from shearling.models.transformer import Transformer
 from shearling.training.optimizer_spec import AdamWSpec, AnyOptimizerSpec
 from shearling.training.optimizers import OPTIMIZERS, Updates, build_optimizer, parameter_groups
+from shearling.training.optimizers.muon import orthogonalize
 
 SPEC = ModelSpec(
     d_model=16, n_layers=2, n_heads=2, intermediate_size=32, vocab_size=50, max_seq_len=8, norm=LayerNormSpec(),
@@ -145,6 +146,18 @@ def test_steps_are_those_of_the_formula_in_float64(kind):
     assert (traced - start).norm() > 1e-3
     error = (traced.double() - exact).norm() / (exact - start).norm()
     assert error < LOOSE.get(kind, 1e-5)
+
+
+@pytest.mark.parametrize(("iteration", "low", "high"), [("quintic", 0.6, 1.3), ("polar_express", 0.84, 1.16)])
+def test_muons_iterations_bring_singular_values_towards_1_and_keep_their_vectors(iteration, low, high):
+    random = torch.Generator().manual_seed(0)
+    u = torch.linalg.qr(torch.randn(48, 48, generator=random, dtype=torch.float64))[0]
+    v = torch.linalg.qr(torch.randn(96, 48, generator=random, dtype=torch.float64))[0]
+    matrix = (u * torch.logspace(-2, 0, 48, dtype=torch.float64)) @ v.T
+    found = orthogonalize(matrix.float()[None], options("muon", iteration=iteration))[0].double()
+    values = u.T @ found @ v
+    assert low < values.diagonal().min() < values.diagonal().max() < high
+    assert (values - values.diagonal().diag()).norm() < 0.1 * values.norm()
 
 
 def test_schedule_free_is_judged_by_the_weighted_average_of_where_it_went():

@@ -18,17 +18,19 @@ def initialize(model: nn.Module, spec: ModelSpec, seed: int) -> None:
 
     | parameter                                   | distribution                                     |
     |---------------------------------------------|--------------------------------------------------|
-    | embedding, learned positions, untied head   | N(0, init_std²)                                  |
+    | embedding                                   | N(0, embedding_std²), else N(0, init_std²)       |
+    | untied head                                 | N(0, head_std²), else N(0, init_std²)            |
+    | learned positions                           | N(0, init_std²)                                  |
     | value embeddings                            | N(0, init_std² · D): as large as the values      |
     | q, k, v, gate and up projections            | N(0, init_std²)                                  |
     | o and down projections (into the residual)  | N(0, init_std² / (2 · n_layers)) (GPT-2, llama2.c) |
     | biases                                      | 0                                                |
     | norm gains (biases)                         | 1 (0)                                            |
 
-    With `init: plain` the third row is as the second; with `init: depth` every matrix of block l has init_std / √l
-    (arXiv 1908.11365); with `init: zero` the third row is 0, so that every block begins as the identity
-    (modded-nanogpt). A placement that has its own distribution for its branch (DeepNorm, SubLN, LNS, nGPT) goes
-    before all this; norms and placements give their vectors and scalars themselves.
+    With `init: plain` o and down projections are as the others; with `init: depth` every matrix of block l has
+    init_std / √l (arXiv 1908.11365); with `init: zero` o and down projections are 0, so that every block begins as the
+    identity (modded-nanogpt). A placement that has its own distribution for its branch (DeepNorm, SubLN, LNS, nGPT)
+    goes before all this; norms and placements give their vectors and scalars themselves.
 
     Each tensor has a generator of its own, seeded by (seed, its name): two models that differ in some part start
     from the same values, up to their deviation, wherever names and shapes agree.
@@ -61,7 +63,8 @@ def _standard_deviation(name: str, shape: torch.Size, spec: ModelSpec, placement
         return spec.init_std * math.sqrt(spec.d_model)
     owner, _, inside = name.partition(".branch.")
     if not inside:
-        return spec.init_std
+        own = {"embed.weight": spec.embedding_std, "head.weight": spec.head_std}.get(name)
+        return spec.init_std if own is None else own
     matrix = inside.removesuffix(".weight")
     own = placements[owner].initial_std(matrix, shape[1], shape[0])
     if own is not None:

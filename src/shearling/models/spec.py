@@ -185,6 +185,8 @@ class ModelSpec(Spec):
         "(DS-Init, arXiv 1908.11365); zero: o and down projections 0. Some placements have their own",
     )
     init_std: float = Field(0.02, gt=0, description="standard deviation of the initial matrices")
+    embedding_std: float | None = Field(None, gt=0, description="that of the token embedding; null: init_std")
+    head_std: float | None = Field(None, ge=0, description="that of an untied head; null: init_std")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "ModelSpec":
@@ -234,6 +236,9 @@ class ModelSpec(Spec):
             f"{self.n_layers} have a table": 2 * self.value_embeddings > self.n_layers,
             "placement.kind ngpt has values and logits of its own: set value_embeddings: 0 and logit_softcap: null": (
                 on_sphere and (self.value_embeddings > 0 or self.logit_softcap is not None)
+            ),
+            "head_std is for a head that is neither left out nor tied: set it to null": (
+                self.head_std is not None and (self.tie_embeddings or not self.head)
             ),
             "head: false leaves no logits to cap: set logit_softcap: null": (
                 not self.head and self.logit_softcap is not None

@@ -102,6 +102,9 @@ class MuonSpec(OptimizerSpec):
     momentum: float = Field(0.95, ge=0, lt=1, description="decay of the momentum")
     nesterov: bool = Field(True, description="look ahead along the momentum")
     ns_steps: int = Field(5, gt=0, le=20, description="Newton-Schulz iterations")
+    iteration: Literal["quintic", "polar_express"] = Field(
+        "quintic", description="their coefficients: Jordan's, or those of arXiv 2505.16932, nearer to orthogonal"
+    )
     adjust: Literal["original", "match_rms_adamw"] = Field(
         "original", description="scale of updates: √max(1, rows / columns), or 0.2 · √max(rows, columns)"
     )

@@ -22,12 +22,15 @@ CHINCHILLA = 20
 BATCH_TOKENS, BATCH_RUN, BATCH_POWER = 4096, 4e6, 0.383
 """Tokens an update at so many tokens in all, and the power of the latter that they grow with (arXiv 2505.13738)."""
 
-MATRIX_RATE, OTHER_RATE, RATE_WIDTH = 0.01, 6e-3, 192
+MATRIX_RATE, OTHER_RATE, RATE_WIDTH = 0.014, 4e-3, 192
 """Muon's and AdamW's peak rates at that batch, and the width that the second was found at."""
 
 EMBEDDING_RATE, TIED_FROM = 5, 4
 """The embedding's share of AdamW's rate where it is not the head as well, and the tokens a parameter from which one
 table at both ends serves no worse."""
+
+APART = {"embedding_std": 0.1, "head_std": 0.0}
+"""How embedding and head begin where they are two."""
 
 WARMUP_STEPS = 20
 MICRO_BATCH = 16
@@ -86,6 +89,7 @@ def model_options(d_model: int, n_layers: int, vocab_size: int, seq_len: int, ti
         "vocab_size": vocab_size,
         "max_seq_len": seq_len,
         "tie_embeddings": tied,
+        **({} if tied else APART),
     }
 
 
@@ -161,8 +165,11 @@ def training_options(choice: Choice, budget: Budget, seq_len: int) -> dict[str, 
             "learning_rate": _rounded(MATRIX_RATE * min(growth, 2.0)),
             "rate_of_others": _rounded(OTHER_RATE * min(growth, 2.0) * math.sqrt(RATE_WIDTH / choice.d_model)),
             **({} if choice.tied else {"rates": {"embedding": EMBEDDING_RATE}}),
+            "iteration": "polar_express",
+            "betas_of_others": [0.8, 0.98],
             "weight_decay": 0.1,
         },
+        "clip": None,
         "schedule": {
             "kind": "wsd", "shape": "linear", "cooldown": 0.6,
             "warmup_steps": max(1, min(WARMUP_STEPS, int(steps / 5))),
@@ -180,7 +187,7 @@ def reasons(
     choice: Choice, choices: list[Choice], training: dict[str, Any], law: Law, budget: Budget, aspect: float
 ) -> list[tuple[str, str, str]]:
     """What was chosen, its value, and the rule that gave it."""
-    per_update = training["tokens_per_update"]
+    per_update, optimizer = training["tokens_per_update"], training["optimizer"]
     loss_rule = f"law: {law.source}"
     rows = [
         ("width", f"{choice.d_model:,}", "lowest expected loss" if budget.tokens is None else "20 tokens a parameter"),
@@ -190,10 +197,10 @@ def reasons(
         ("tokens per parameter", f"{choice.tokens_per_parameter:.1f}", "Chinchilla's optimum is 20, of unlimited text"),
         ("tokens per update", f"{per_update:,}", "4,096 at 4M tokens, × (tokens / 4M)^0.383 (arXiv 2505.13738)"),
         ("steps", f"{choice.tokens / per_update:,.0f}", "tokens over tokens per update"),
-        ("rate of matrices", f"{training['optimizer']['learning_rate']:g}", "Muon, 0.01 × √(update / 4,096)"),
+        ("rate of matrices", f"{optimizer['learning_rate']:g}", f"Muon, {MATRIX_RATE:g} × √(update / 4,096)"),
         (
-            "rate of the rest", f"{training['optimizer']['rate_of_others']:g}",
-            "AdamW, 0.006 × √(update / 4,096) × √(192 / width)",
+            "rate of the rest", f"{optimizer['rate_of_others']:g}",
+            f"AdamW, {OTHER_RATE:g} × √(update / 4,096) × √({RATE_WIDTH} / width)",
         ),
         (
             "embedding", "is the head as well" if choice.tied else f"apart, {EMBEDDING_RATE} × that rate",

@@ -81,7 +81,7 @@ def _steps(resolved: Resolved) -> str:
 def _rate(config: ExperimentSpec, resolved: Resolved) -> list[Remark]:
     optimizer = config.training.optimizer
     if isinstance(optimizer, MuonSpec):
-        rule, source = MATRIX_RATE, "0.01 is ours for small models"
+        rule, source = MATRIX_RATE, f"{MATRIX_RATE:g} is ours for small models"
     elif isinstance(optimizer, AdamWSpec | AdamSpec):
         rule = 0.003239 - 0.0001395 * math.log(max(resolved.parameters.non_embedding, 2))
         source = f"arXiv 2001.08361, equation D.1, gives {rule:.2g} at this size"

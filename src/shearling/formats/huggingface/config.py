@@ -100,7 +100,8 @@ def config_of(spec: ModelSpec, origin: str) -> tuple[Family, Options]:
     return family, config
 
 
-OF_TRAINING = {"dropout": 0.0, "attention_dropout": 0.0, "init": "scaled", "init_std": 0.02}
+OF_TRAINING = {"dropout": 0.0, "attention_dropout": 0.0, "init": "scaled", "init_std": 0.02, "embedding_std": None}
+OF_TRAINING |= {"head_std": None}
 """Options that change no logits of a trained model."""
 
 
